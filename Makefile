@@ -1,0 +1,50 @@
+# Galoo: `make demo` shows it, `make test` proves it. Both install what they lack.
+#
+# One optimised build of the dependencies (profile release) serves the binary, the demo, the tests, the lints and the
+# benchmarks. It lives outside the clone, so that a second clone on the same machine starts warm.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+GALOO_CACHE ?= $(HOME)/.cache/galoo
+export CARGO_TARGET_DIR ?= $(GALOO_CACHE)/target
+export CARGO_TERM_COLOR ?= never
+# RocksDB is most of a cold build: ccache makes the second one cheap. SSE4.2 makes its CRC fast (x86-64 only).
+export CCACHE_DIR ?= $(GALOO_CACHE)/ccache
+export CCACHE_MAXSIZE ?= 2G
+CCACHE := $(shell command -v ccache 2>/dev/null || echo /usr/bin/ccache)
+export CC := $(CCACHE) cc
+export CXX := $(CCACHE) c++
+ifeq ($(shell uname -m),x86_64)
+export CXXFLAGS := -msse4.2 -mpclmul
+endif
+
+CARGO_FLAGS := --release --locked
+# The tests ask DuckDB (from PyPI) for a second opinion.
+export GALOO_PYTHON ?= $(GALOO_CACHE)/venv/bin/python
+
+.PHONY: help setup build test demo bench lint doc unit clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what the build and the tests need (Debian; root or sudo)
+	@.ci/setup
+
+build: setup ## the optimised binary, at bin/galoo
+	cargo build $(CARGO_FLAGS) --workspace
+	@mkdir -p bin && install -m 755 $(CARGO_TARGET_DIR)/release/galoo bin/galoo && bin/galoo --version
+
+lint: setup ## formatting, clippy and docs, warnings are errors
+	cargo fmt --all --check
+	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --workspace --no-deps --document-private-items
+
+unit: setup ## all tests, without the lints
+	cargo test $(CARGO_FLAGS) --workspace
+
+test: lint unit ## everything that must hold: lints, docs, unit, property and process tests
+	@echo "make test: all checks passed"
+
+clean: ## remove what was built (the dependencies too)
+	rm -rf bin $(CARGO_TARGET_DIR)
