@@ -1,0 +1,55 @@
+//! Every public limit of Galoo, in one place. [`crate::validate`] checks them; what happens beyond one is said there.
+
+/// A player id has 1 to this many bytes of UTF-8.
+pub const PLAYER_ID_BYTES_MAX: usize = 256;
+/// An event type has 1 to this many bytes.
+pub const EVENT_TYPE_BYTES_MAX: usize = 256;
+/// An event's type and properties together have at most this many bytes.
+pub const EVENT_BYTES_MAX: usize = 1 << 20;
+/// An event has at most this many properties.
+pub const EVENT_PROPERTIES_MAX: usize = 256;
+/// A property's name has at most this many bytes.
+pub const PROPERTY_NAME_BYTES_MAX: usize = 256;
+/// JSON in events and cells nests at most this deep.
+pub const JSON_DEPTH_MAX: usize = 128;
+/// Event times are at or after 1970-01-01, in Unix milliseconds.
+pub const EVENT_TIME_MS_MIN: i64 = 0;
+/// Event times are before 2200-01-01, in Unix milliseconds.
+pub const EVENT_TIME_MS_END: i64 = 7_258_118_400_000;
+/// An append batch holds at most this many events.
+pub const BATCH_EVENTS_MAX: usize = 10_000;
+/// An append batch holds at most this many bytes (player ids, types and properties).
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
+/// A gRPC message: a full batch and its envelope.
+pub const GRPC_MESSAGE_BYTES_MAX: usize = 8 << 20;
+/// A family's name has 1 to this many bytes.
+pub const FAMILY_BYTES_MAX: usize = 64;
+/// A qualifier has 1 to this many bytes.
+pub const QUALIFIER_BYTES_MAX: usize = 1 << 10;
+/// A cell's value has at most this many bytes.
+pub const CELL_BYTES_MAX: usize = 1 << 20;
+/// A player's state has at most this many cells.
+pub const ROW_CELLS_MAX: u64 = 100_000;
+/// One mutation of a player changes at most this many cells and has at most this many preconditions.
+pub const MUTATIONS_MAX: usize = 1_000;
+/// A game's name has 1 to this many bytes.
+pub const GAME_NAME_BYTES_MAX: usize = 64;
+/// A cluster has at most this many games.
+pub const GAMES_MAX: usize = 1_000;
+/// A node holds at most this many shards.
+pub const SHARDS_MAX: usize = 10_000;
+/// A game is created with at most this many shards.
+pub const GAME_SHARDS_MAX: u32 = 1_024;
+/// Property names of a game that get a column of their own, kept per shard.
+pub const PROPERTIES_MAX: u64 = 2_000;
+/// A producer id has 1 to this many bytes.
+pub const PRODUCER_ID_BYTES_MAX: usize = 512;
+/// A producer's numbers reach at most this far above its floor.
+pub const PRODUCER_WINDOW: u64 = 4_096;
+/// A shard remembers at most this many producers; a further one evicts the one that was used longest ago.
+pub const PRODUCERS_MAX: u64 = 65_536;
+/// A shard keeps the registrations of at most this many named sources; a further one is refused.
+pub const SOURCES_MAX: u64 = 1_000_000;
+
+/// A full batch fits into a gRPC message with room for its envelope.
+const _: () = assert!(BATCH_BYTES_MAX + BATCH_EVENTS_MAX * 32 < GRPC_MESSAGE_BYTES_MAX);
