@@ -1,0 +1,262 @@
+//! What becomes of chunks: pure choices, and the workers that carry them out.
+//!
+//! [`choose`] looks at a shard and says what to do next; it is a function of its arguments alone. Sealing is a command
+//! (every replica closes the same chunk at the same log position); building segments is local to a replica, because
+//! it changes where events are and not which: [`build_segment`] works from a view, off the thread that applies, and
+//! [`commit_segment`] swaps chunks for the segment in one write.
+
+use std::sync::Arc;
+
+use galoo_proto::{ChunkId, Hlc, Keyspace, SegmentId, record};
+use prost::Message;
+
+use crate::{
+    Error, Result,
+    engine::{Direction, Engine, Family, Rows, WriteBatch},
+    key::{self, EventRow},
+    segment::{SegmentFiles, SegmentWriter},
+    view::{Source, View},
+};
+
+/// When chunks are sealed and segments built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// An open chunk of so many bytes is sealed.
+    pub seal_bytes: u64,
+    /// An open chunk whose first event is so old is sealed, however small.
+    pub seal_age_ms: u64,
+    /// Adjacent sealed chunks of so many bytes together become a segment.
+    pub segment_bytes_min: u64,
+    /// Sealed chunks so old become a segment, however small.
+    pub segment_age_ms: u64,
+    /// A segment takes chunks until it has so many bytes: its builder holds them in memory.
+    pub segment_bytes_max: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            seal_bytes: 16 << 20,
+            seal_age_ms: 60_000,
+            segment_bytes_min: 4 << 20,
+            segment_age_ms: 600_000,
+            segment_bytes_max: 32 << 20,
+        }
+    }
+}
+
+/// What to do next with a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// Propose to seal this chunk (on the leader).
+    Seal(ChunkId),
+    /// Build a segment of the chunks `first..=last`.
+    Build {
+        /// The first chunk.
+        first: ChunkId,
+        /// The last chunk.
+        last: ChunkId,
+    },
+}
+
+/// Returns what to do with a shard's open and sealed chunks at `now`, most urgent first.
+///
+/// `chunks` are the sealed chunks that are in no segment, in order of id.
+pub fn choose(policy: &Policy, open: &record::Chunk, chunks: &[record::Chunk], now: Hlc) -> Vec<Choice> {
+    let age_ms = |since: u64| now.millis().saturating_sub(Hlc(since).millis());
+    let mut choices = Vec::new();
+    let empty = open.last_seq < open.first_seq;
+    if !empty && (open.bytes >= policy.seal_bytes || age_ms(open.opened_hlc) >= policy.seal_age_ms) {
+        choices.push(Choice::Seal(ChunkId(open.id)));
+    }
+    if let Some(first) = chunks.first() {
+        let mut bytes = 0;
+        let fits = chunks.iter().take_while(|chunk| {
+            bytes += chunk.bytes;
+            chunk.id == first.id || bytes <= policy.segment_bytes_max
+        });
+        let taken: Vec<_> = fits.collect();
+        let bytes: u64 = taken.iter().map(|chunk| chunk.bytes).sum();
+        if let Some(last) = taken.last()
+            && (bytes >= policy.segment_bytes_min || age_ms(first.sealed_hlc) >= policy.segment_age_ms)
+        {
+            choices.push(Choice::Build { first: ChunkId(first.id), last: ChunkId(last.id) });
+        }
+    }
+    choices
+}
+
+/// Writes the file of a segment of the chunks `first..=last` of a view and returns its record.
+///
+/// Nothing names the file until [`commit_segment`].
+pub fn build_segment(
+    view: &View,
+    files: &SegmentFiles,
+    keyspace: Keyspace,
+    first: ChunkId,
+    last: ChunkId,
+) -> Result<record::Segment> {
+    let range = first.0..=last.0;
+    let chunks = view.sources().iter().filter_map(|source| match source {
+        Source::Chunk(chunk) if range.contains(&chunk.id) => Some(ChunkId(chunk.id)),
+        _ => None,
+    });
+    let mut writer = SegmentWriter::default();
+    let mut merge = Merge::default();
+    let ranges: Vec<_> = chunks.map(|chunk| key::chunk_rows(keyspace, chunk)).collect();
+    let reader = view.reader();
+    for range in &ranges {
+        merge.add(reader.rows(Family::Chunks, &range.start..&range.end, Direction::Forward)?)?;
+    }
+    while let Some((key, value)) = merge.next()? {
+        writer.push(&EventRow::parse(&key, &value)?)?;
+    }
+    // The first chunk's id names the file: another attempt at the same chunks overwrites what a crash left.
+    let id = SegmentId(first.0);
+    let record = writer.finish(&files.path(keyspace, id), id)?;
+    Ok(record::Segment { first_chunk: first.0, last_chunk: last.0, ..record })
+}
+
+/// A chunk's next row, and the rows behind it.
+struct Head<'a> {
+    key: Vec<u8>,
+    value: Vec<u8>,
+    rest: Box<dyn Rows + 'a>,
+}
+
+/// Rows of several chunks, merged by what follows the chunk's id in their keys.
+#[derive(Default)]
+struct Merge<'a> {
+    heads: Vec<Head<'a>>,
+}
+
+/// Bytes of a row's key before the token: keyspace and chunk.
+const CHUNK_PREFIX_BYTES: usize = 16;
+
+impl<'a> Merge<'a> {
+    fn add(&mut self, mut rest: Box<dyn Rows + 'a>) -> Result<()> {
+        let head = rest.next()?.map(|(key, value)| (key.to_vec(), value.to_vec()));
+        if let Some((key, value)) = head {
+            self.heads.push(Head { key, value, rest });
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+        let order = |place: &usize| &self.heads[*place].key[CHUNK_PREFIX_BYTES..];
+        let Some(least) = (0..self.heads.len()).min_by(|left, right| order(left).cmp(order(right))) else {
+            return Ok(None);
+        };
+        let head = &mut self.heads[least];
+        let next = head.rest.next()?.map(|(key, value)| (key.to_vec(), value.to_vec()));
+        Ok(Some(match next {
+            Some((key, value)) => (std::mem::replace(&mut head.key, key), std::mem::replace(&mut head.value, value)),
+            None => {
+                let Head { key, value, .. } = self.heads.swap_remove(least);
+                (key, value)
+            }
+        }))
+    }
+}
+
+/// Puts a segment in the place of its chunks, in one write.
+///
+/// Returns false, and changes nothing, when the chunks are no longer what the segment was built from. Runs on the
+/// thread that applies, so that nothing else writes the shard.
+pub fn commit_segment(engine: &Arc<dyn Engine>, keyspace: Keyspace, segment: &record::Segment) -> Result<bool> {
+    let mut batch = WriteBatch::default();
+    let mut rows = 0;
+    for id in (segment.first_chunk..=segment.last_chunk).map(ChunkId) {
+        let key = key::chunk(keyspace, id);
+        let Some(chunk) = engine.get(Family::Meta, &key)? else { return Ok(false) };
+        let chunk = record::Chunk::decode(chunk.as_slice()).map_err(|error| Error::row("chunk", error))?;
+        rows += chunk.last_seq + 1 - chunk.first_seq;
+        batch.delete(Family::Meta, key);
+        batch.delete_range(Family::Chunks, key::chunk_rows(keyspace, id));
+    }
+    assert!(
+        rows == segment.rows && segment.last_seq + 1 - segment.first_seq == rows,
+        "INV-S5: a segment of {} rows for {rows} events of chunks",
+        segment.rows
+    );
+    batch.put(Family::Meta, key::segment(keyspace, SegmentId(segment.id)), segment.encode_to_vec());
+    engine.write(batch)?;
+    Ok(true)
+}
+
+/// Removes everything that a keyspace holds in the engine; its files follow once that is durable.
+pub fn destroy_keyspace(engine: &Arc<dyn Engine>, keyspace: Keyspace) -> Result<()> {
+    let mut batch = WriteBatch::default();
+    for family in Family::ALL {
+        batch.delete_range(family, key::keyspace_range(keyspace));
+    }
+    engine.write(batch)?;
+    engine.flush()
+}
+
+/// Returns the segments that rows of the engine name, in any of the keyspaces.
+pub fn known_segments(
+    engine: &dyn Engine,
+    keyspaces: impl IntoIterator<Item = Keyspace>,
+) -> Result<std::collections::HashSet<(Keyspace, SegmentId)>> {
+    let mut known = std::collections::HashSet::new();
+    for keyspace in keyspaces {
+        known.extend(crate::view::read_segments(engine, keyspace)?.iter().map(|one| (keyspace, SegmentId(one.id))));
+    }
+    Ok(known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(id: u64, bytes: u64, sealed_ms: u64) -> record::Chunk {
+        record::Chunk {
+            id,
+            first_seq: id,
+            last_seq: id,
+            bytes,
+            sealed_hlc: Hlc::from_millis(sealed_ms).0,
+            ..Default::default()
+        }
+    }
+
+    fn choices(open_bytes: u64, opened_ms: u64, chunks: &[record::Chunk], now_ms: u64) -> Vec<Choice> {
+        let policy = Policy {
+            seal_bytes: 100,
+            seal_age_ms: 60,
+            segment_bytes_min: 50,
+            segment_age_ms: 600,
+            segment_bytes_max: 150,
+        };
+        let open = record::Chunk {
+            id: 9,
+            first_seq: 9,
+            last_seq: 9,
+            bytes: open_bytes,
+            opened_hlc: Hlc::from_millis(opened_ms).0,
+            ..Default::default()
+        };
+        choose(&policy, &open, chunks, Hlc::from_millis(now_ms))
+    }
+
+    #[test]
+    fn chunks_are_sealed_by_size_or_age_and_built_in_batches() {
+        let build = |first, last| Choice::Build { first: ChunkId(first), last: ChunkId(last) };
+        let seal = Choice::Seal(ChunkId(9));
+        assert_eq!(choices(99, 0, &[], 59), vec![]);
+        assert_eq!(choices(100, 0, &[], 59), vec![seal.clone()]);
+        assert_eq!(choices(1, 0, &[], 60), vec![seal]);
+        assert_eq!(choices(1, 0, &[chunk(1, 20, 0), chunk(2, 29, 0)], 1), vec![], "too small and too young");
+        assert_eq!(choices(1, 0, &[chunk(1, 20, 0), chunk(2, 30, 0)], 1), vec![build(1, 2)]);
+        assert_eq!(choices(1, 0, &[chunk(1, 100, 0), chunk(2, 60, 0)], 1), vec![build(1, 1)], "two would be too large");
+        assert_eq!(choices(1, 0, &[chunk(1, 900, 0)], 1), vec![build(1, 1)], "one is taken whatever its size");
+        assert_eq!(choices(1, 599, &[chunk(1, 1, 0)], 600), vec![build(1, 1)], "old");
+    }
+
+    #[test]
+    fn an_empty_chunk_is_never_sealed() {
+        let open = record::Chunk { id: 1, first_seq: 1, last_seq: 0, ..Default::default() };
+        assert_eq!(choose(&Policy::default(), &open, &[], Hlc::from_millis(1 << 40)), vec![]);
+    }
+}

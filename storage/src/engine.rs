@@ -1,0 +1,198 @@
+//! The ordered key-value store below a shard: what the state machine needs of it, and no more.
+//!
+//! Two engines implement it: [`rocks`] (RocksDB without a write-ahead log, the product) and [`memory`] (loses what was
+//! not flushed, for tests and the simulator). A write is atomic over all families. It is durable only after
+//! [`Engine::flush`], and then together with everything written before it, in every family: the Raft log covers the
+//! rest (INV-S1: a persisted row implies every row written before it).
+
+pub mod memory;
+pub mod rocks;
+
+use std::{ops::Range, sync::Arc};
+
+use crate::Result;
+
+/// A column family: rows of one kind, with options of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// Shard state, chunk and segment records, the property catalog.
+    Meta,
+    /// Cells of players' state.
+    Cells,
+    /// Events of chunks that are in no segment yet.
+    Chunks,
+    /// Producers, outcomes of their batches, registered sources.
+    Producers,
+    /// Cells of rollups.
+    Rollups,
+}
+
+impl Family {
+    /// Every family; a flush names them all.
+    pub const ALL: [Self; 5] = [Self::Meta, Self::Cells, Self::Chunks, Self::Producers, Self::Rollups];
+
+    /// The family's name in the engine.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Meta => "meta",
+            Self::Cells => "cells",
+            Self::Chunks => "chunks",
+            Self::Producers => "producers",
+            Self::Rollups => "rollups",
+        }
+    }
+}
+
+/// Which way rows are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// By ascending key.
+    Forward,
+    /// By descending key.
+    Backward,
+}
+
+/// A change of a [`WriteBatch`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Sets a row.
+    Put(Family, Vec<u8>, Vec<u8>),
+    /// Removes a row, if it is there.
+    Delete(Family, Vec<u8>),
+    /// Removes all rows of a key range.
+    DeleteRange(Family, Range<Vec<u8>>),
+}
+
+/// Changes that take effect together or not at all, in order.
+#[derive(Clone, Debug, Default)]
+pub struct WriteBatch {
+    changes: Vec<Change>,
+}
+
+impl WriteBatch {
+    /// Sets a row.
+    pub fn put(&mut self, family: Family, key: Vec<u8>, value: Vec<u8>) {
+        self.changes.push(Change::Put(family, key, value));
+    }
+
+    /// Removes a row, if it is there.
+    pub fn delete(&mut self, family: Family, key: Vec<u8>) {
+        self.changes.push(Change::Delete(family, key));
+    }
+
+    /// Removes all rows of a key range.
+    pub fn delete_range(&mut self, family: Family, range: Range<Vec<u8>>) {
+        self.changes.push(Change::DeleteRange(family, range));
+    }
+
+    /// The changes in order.
+    pub fn changes(&self) -> &[Change] {
+        &self.changes
+    }
+}
+
+/// Rows of one scan, in key order.
+pub trait Rows {
+    /// Returns the next row; its bytes are valid until the next call.
+    fn next(&mut self) -> Result<Option<(&[u8], &[u8])>>;
+}
+
+/// A consistent view of all families.
+pub trait Reader: Send + Sync {
+    /// Returns a row's value.
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>>;
+
+    /// Returns the rows of `[range.start, range.end)`.
+    fn rows(&self, family: Family, range: Range<&[u8]>, direction: Direction) -> Result<Box<dyn Rows + '_>>;
+}
+
+/// A store that can be written.
+pub trait Engine: Reader {
+    /// Applies a batch atomically. It survives a crash only once flushed.
+    fn write(&self, batch: WriteBatch) -> Result<()>;
+
+    /// Takes a view that later writes do not change.
+    fn snapshot(&self) -> Arc<dyn Reader>;
+
+    /// Makes everything written so far durable, in every family together.
+    fn flush(&self) -> Result<()>;
+
+    /// Returns a row's value as it would be read after a crash.
+    fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{memory::MemoryEngine, rocks::RocksEngine, *};
+
+    fn collect(reader: &dyn Reader, range: Range<&[u8]>, direction: Direction) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut rows = reader.rows(Family::Cells, range, direction).expect("scan");
+        let mut all = Vec::new();
+        while let Some((key, value)) = rows.next().expect("row") {
+            all.push((key.to_vec(), value.to_vec()));
+        }
+        all
+    }
+
+    fn change() -> impl Strategy<Value = (u8, u8, u8)> {
+        (0u8..4, 0u8..12, 0u8..12)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        /// Both engines answer every read alike, from the live view and from a snapshot.
+        #[test]
+        fn engines_agree(batches in prop::collection::vec(prop::collection::vec(change(), 0..6), 1..12)) {
+            let folder = tempfile::tempdir().expect("folder");
+            let rocks = RocksEngine::open(folder.path(), &rocks::Options::default()).expect("open");
+            let memory = MemoryEngine::default();
+            let mut snapshots = Vec::new();
+            for (round, changes) in batches.into_iter().enumerate() {
+                let mut batch = WriteBatch::default();
+                for (kind, a, b) in changes {
+                    match kind {
+                        0 => batch.delete(Family::Cells, vec![a]),
+                        1 => batch.delete_range(Family::Cells, vec![a.min(b)]..vec![a.max(b)]),
+                        _ => batch.put(Family::Cells, vec![a], vec![b, round as u8]),
+                    }
+                }
+                rocks.write(batch.clone()).expect("write");
+                memory.write(batch).expect("write");
+                if round % 3 == 0 {
+                    snapshots.push((rocks.snapshot(), memory.snapshot()));
+                }
+            }
+            snapshots.push((rocks.snapshot(), memory.snapshot()));
+            for (left, right) in &snapshots {
+                for direction in [Direction::Forward, Direction::Backward] {
+                    let all = collect(left.as_ref(), &[]..&[255], direction);
+                    prop_assert_eq!(&all, &collect(right.as_ref(), &[]..&[255], direction));
+                    let part = collect(left.as_ref(), &[3]..&[9], direction);
+                    prop_assert_eq!(&part, &collect(right.as_ref(), &[3]..&[9], direction));
+                    for (key, value) in all {
+                        prop_assert_eq!(left.get(Family::Cells, &key).expect("get"), Some(value));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_flushed_rows_are_persisted() {
+        let folder = tempfile::tempdir().expect("folder");
+        let rocks = RocksEngine::open(folder.path(), &rocks::Options::default()).expect("open");
+        let memory = MemoryEngine::default();
+        for engine in [&rocks as &dyn Engine, &memory] {
+            let mut batch = WriteBatch::default();
+            batch.put(Family::Meta, b"a".to_vec(), b"1".to_vec());
+            batch.put(Family::Chunks, b"b".to_vec(), b"2".to_vec());
+            engine.write(batch).expect("write");
+            assert_eq!(engine.get_persisted(Family::Meta, b"a").expect("get"), None);
+            engine.flush().expect("flush");
+            assert_eq!(engine.get_persisted(Family::Meta, b"a").expect("get"), Some(b"1".to_vec()));
+            assert_eq!(engine.get_persisted(Family::Chunks, b"b").expect("get"), Some(b"2".to_vec()));
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! An engine in memory that loses on a crash whatever was not flushed.
+
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use super::{Change, Direction, Engine, Family, Reader, Rows, WriteBatch};
+use crate::Result;
+
+type Table = BTreeMap<(Family, Vec<u8>), Vec<u8>>;
+
+#[derive(Default)]
+struct Tables {
+    live: Arc<Table>,
+    flushed: Arc<Table>,
+}
+
+/// The engine; clones share the tables.
+#[derive(Clone, Default)]
+pub struct MemoryEngine {
+    tables: Arc<Mutex<Tables>>,
+}
+
+impl MemoryEngine {
+    /// Forgets everything that was not flushed, as a power loss would.
+    pub fn crash(&self) {
+        let mut tables = self.lock();
+        tables.live = tables.flushed.clone();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().expect("a thread that held the tables panicked")
+    }
+}
+
+struct View(Arc<Table>);
+
+struct ViewRows {
+    rows: std::vec::IntoIter<(Vec<u8>, Vec<u8>)>,
+    current: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Rows for ViewRows {
+    fn next(&mut self) -> Result<Option<(&[u8], &[u8])>> {
+        self.current = self.rows.next();
+        Ok(self.current.as_ref().map(|(key, value)| (key.as_slice(), value.as_slice())))
+    }
+}
+
+impl Reader for View {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.0.get(&(family, key.to_vec())).cloned())
+    }
+
+    fn rows(&self, family: Family, range: Range<&[u8]>, direction: Direction) -> Result<Box<dyn Rows + '_>> {
+        let mut rows: Vec<_> = Vec::new();
+        if range.start < range.end {
+            let range = (family, range.start.to_vec())..(family, range.end.to_vec());
+            rows.extend(self.0.range(range).map(|((_, key), value)| (key.clone(), value.clone())));
+        }
+        if direction == Direction::Backward {
+            rows.reverse();
+        }
+        Ok(Box::new(ViewRows { rows: rows.into_iter(), current: None }))
+    }
+}
+
+impl Reader for MemoryEngine {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.lock().live.get(&(family, key.to_vec())).cloned())
+    }
+
+    fn rows(&self, family: Family, range: Range<&[u8]>, direction: Direction) -> Result<Box<dyn Rows + '_>> {
+        let live = View(self.lock().live.clone());
+        let mut rows = Vec::new();
+        let mut read = live.rows(family, range, direction)?;
+        while let Some((key, value)) = read.next()? {
+            rows.push((key.to_vec(), value.to_vec()));
+        }
+        Ok(Box::new(ViewRows { rows: rows.into_iter(), current: None }))
+    }
+}
+
+impl Engine for MemoryEngine {
+    fn write(&self, batch: WriteBatch) -> Result<()> {
+        let mut tables = self.lock();
+        let live = Arc::make_mut(&mut tables.live);
+        for change in batch.changes {
+            match change {
+                Change::Put(family, key, value) => {
+                    live.insert((family, key), value);
+                }
+                Change::Delete(family, key) => {
+                    live.remove(&(family, key));
+                }
+                Change::DeleteRange(family, range) => {
+                    if range.start < range.end {
+                        let range = (family, range.start)..(family, range.end);
+                        let keys: Vec<_> = live.range(range).map(|(key, _)| key.clone()).collect();
+                        for key in keys {
+                            live.remove(&key);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Arc<dyn Reader> {
+        Arc::new(View(self.lock().live.clone()))
+    }
+
+    fn flush(&self) -> Result<()> {
+        let mut tables = self.lock();
+        tables.flushed = tables.live.clone();
+        Ok(())
+    }
+
+    fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.lock().flushed.get(&(family, key.to_vec())).cloned())
+    }
+}

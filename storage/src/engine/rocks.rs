@@ -1,0 +1,217 @@
+//! RocksDB as the engine of a node. The one module that names `rocksdb`.
+//!
+//! The write-ahead log is off: the Raft log covers what is not flushed. Atomic flush is on, and [`RocksEngine::flush`]
+//! names every family, so that what is persisted is always a prefix of what was written (INV-S1; RocksDB's own
+//! `flush()` flushes only one family). Memory is one budget: memtables of all families together, and one block cache.
+
+use std::{ops::Range, path::Path, sync::Arc};
+
+use rocksdb::{
+    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompactionStyle, DBCompressionType,
+    DBRawIteratorWithThreadMode, DBWithThreadMode, FlushOptions, MultiThreaded, ReadOptions, ReadTier,
+    SnapshotWithThreadMode, UniversalCompactOptions, WriteOptions,
+};
+use self_cell::self_cell;
+
+use super::{Change, Direction, Engine, Family, Reader, Rows, WriteBatch};
+use crate::{Error, Result};
+
+type Db = DBWithThreadMode<MultiThreaded>;
+
+/// Memory and threads of the engine.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Memtables of all families together, in bytes; beyond it the largest is flushed.
+    pub memtable_bytes_max: usize,
+    /// Blocks of sorted files, in bytes; beyond it the least recently used are dropped.
+    pub block_cache_bytes_max: usize,
+    /// Threads for flushes and compactions.
+    pub background_jobs_max: i32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { memtable_bytes_max: 256 << 20, block_cache_bytes_max: 128 << 20, background_jobs_max: 2 }
+    }
+}
+
+/// An open RocksDB; clones share it.
+#[derive(Clone)]
+pub struct RocksEngine {
+    db: Arc<Db>,
+}
+
+impl From<rocksdb::Error> for Error {
+    fn from(error: rocksdb::Error) -> Self {
+        Self::Engine(error.into_string())
+    }
+}
+
+fn family_options(family: Family, cache: &Cache) -> rocksdb::Options {
+    let mut options = rocksdb::Options::default();
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_format_version(6);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_block_size(16 << 10);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_max_write_buffer_number(4);
+    options.set_write_buffer_size(64 << 20);
+    match family {
+        Family::Cells | Family::Producers | Family::Rollups => table.set_bloom_filter(10.0, false),
+        Family::Meta => {}
+        Family::Chunks => {
+            // Chunks become segments and are dropped whole: rewrite them as little as possible before that.
+            options.set_compaction_style(DBCompactionStyle::Universal);
+            let mut universal = UniversalCompactOptions::default();
+            universal.set_size_ratio(20);
+            universal.set_min_merge_width(4);
+            options.set_universal_compaction_options(&universal);
+            options.set_level_zero_file_num_compaction_trigger(8);
+        }
+    }
+    options.set_block_based_table_factory(&table);
+    options
+}
+
+impl RocksEngine {
+    /// Opens the database in a folder, and makes it when the folder is empty.
+    pub fn open(folder: &Path, options: &Options) -> Result<Self> {
+        let cache = Cache::new_lru_cache(options.block_cache_bytes_max);
+        let mut database = rocksdb::Options::default();
+        database.create_if_missing(true);
+        database.create_missing_column_families(true);
+        database.set_atomic_flush(true);
+        database.set_db_write_buffer_size(options.memtable_bytes_max);
+        database.set_max_background_jobs(options.background_jobs_max);
+        database.set_keep_log_file_num(4);
+        database.set_max_open_files(1024);
+        database.set_bytes_per_sync(1 << 20);
+        database.set_paranoid_checks(true);
+        let families =
+            Family::ALL.map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache)));
+        let default = ColumnFamilyDescriptor::new("default", rocksdb::Options::default());
+        let db = Db::open_cf_descriptors(&database, folder, families.into_iter().chain([default]))?;
+        Ok(Self { db: Arc::new(db) })
+    }
+}
+
+fn handle(db: &Db, family: Family) -> Arc<BoundColumnFamily<'_>> {
+    db.cf_handle(family.name()).expect("open() made every family")
+}
+
+struct IteratorRows<'a, D: rocksdb::DBAccess> {
+    iterator: DBRawIteratorWithThreadMode<'a, D>,
+    range: Range<Vec<u8>>,
+    direction: Direction,
+    started: bool,
+}
+
+impl<D: rocksdb::DBAccess> Rows for IteratorRows<'_, D> {
+    fn next(&mut self) -> Result<Option<(&[u8], &[u8])>> {
+        match (self.started, self.direction) {
+            (false, Direction::Forward) => self.iterator.seek(&self.range.start),
+            (false, Direction::Backward) => self.iterator.seek_to_last(),
+            (true, _) if !self.iterator.valid() => {}
+            (true, Direction::Forward) => self.iterator.next(),
+            (true, Direction::Backward) => self.iterator.prev(),
+        }
+        self.started = true;
+        if !self.iterator.valid() {
+            self.iterator.status()?;
+            return Ok(None);
+        }
+        Ok(self.iterator.item())
+    }
+}
+
+fn read_options(range: &Range<Vec<u8>>) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_iterate_range(range.clone());
+    options
+}
+
+struct NoRows;
+
+impl Rows for NoRows {
+    fn next(&mut self) -> Result<Option<(&[u8], &[u8])>> {
+        Ok(None)
+    }
+}
+
+impl Reader for RocksEngine {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.db.get_cf(&handle(&self.db, family), key)?)
+    }
+
+    fn rows(&self, family: Family, range: Range<&[u8]>, direction: Direction) -> Result<Box<dyn Rows + '_>> {
+        if range.start >= range.end {
+            return Ok(Box::new(NoRows));
+        }
+        let range = range.start.to_vec()..range.end.to_vec();
+        let iterator = self.db.raw_iterator_cf_opt(&handle(&self.db, family), read_options(&range));
+        Ok(Box::new(IteratorRows { iterator, range, direction, started: false }))
+    }
+}
+
+impl Engine for RocksEngine {
+    fn write(&self, batch: WriteBatch) -> Result<()> {
+        let handles = Family::ALL.map(|family| handle(&self.db, family));
+        let of = |family: Family| &handles[family as usize];
+        let mut rows = rocksdb::WriteBatch::default();
+        for change in batch.changes() {
+            match change {
+                Change::Put(family, key, value) => rows.put_cf(of(*family), key, value),
+                Change::Delete(family, key) => rows.delete_cf(of(*family), key),
+                Change::DeleteRange(family, range) => rows.delete_range_cf(of(*family), &range.start, &range.end),
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        Ok(self.db.write_opt(rows, &options)?)
+    }
+
+    fn snapshot(&self) -> Arc<dyn Reader> {
+        Arc::new(OwnedSnapshot::new(self.db.clone(), |db| db.snapshot()))
+    }
+
+    fn flush(&self) -> Result<()> {
+        let handles = Family::ALL.map(|family| handle(&self.db, family));
+        let named: Vec<_> = handles.iter().collect();
+        Ok(self.db.flush_cfs_opt(&named, &FlushOptions::default())?)
+    }
+
+    fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::Persisted);
+        Ok(self.db.get_cf_opt(&handle(&self.db, family), key, &options)?)
+    }
+}
+
+type Snapshot<'a> = SnapshotWithThreadMode<'a, Db>;
+
+self_cell!(
+    struct OwnedSnapshot {
+        owner: Arc<Db>,
+        #[not_covariant]
+        dependent: Snapshot,
+    }
+);
+
+impl Reader for OwnedSnapshot {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.with_dependent(|db, snapshot| Ok(snapshot.get_cf(&handle(db, family), key)?))
+    }
+
+    fn rows(&self, family: Family, range: Range<&[u8]>, direction: Direction) -> Result<Box<dyn Rows + '_>> {
+        if range.start >= range.end {
+            return Ok(Box::new(NoRows));
+        }
+        let range = range.start.to_vec()..range.end.to_vec();
+        self.with_dependent(|db, snapshot| {
+            let iterator = snapshot.raw_iterator_cf_opt(&handle(db, family), read_options(&range));
+            Ok(Box::new(IteratorRows { iterator, range, direction, started: false }) as Box<dyn Rows>)
+        })
+    }
+}

@@ -1,0 +1,456 @@
+//! The layout of every key, byte by byte. All integers are big-endian, so that byte order is number order.
+//!
+//! ```text
+//! every key   keyspace u64 | ...
+//! meta        ... | 0x01                                              -> ShardState
+//!             ... | 0x02 chunk u64                                    -> Chunk (sealed, its rows in the chunk family)
+//!             ... | 0x03 segment u64                                  -> Segment
+//!             ... | 0x04 property name                                -> kinds u8
+//!             ... | 0x05 family text, qualifier text                  -> kinds u8
+//! cells       ... | token u64, player text, 0x00                      -> Row
+//!             ... | token u64, player text, 0x01, family text, qualifier text, !version u64 -> Value
+//! chunks      ... | chunk u64, token u64, player text, event_time u64, seq u64 -> event (see `event` below)
+//! producers   ... | 0x01 producer text                                -> Producer
+//!             ... | 0x02 producer text, number u64                    -> BatchOutcome
+//!             ... | 0x03 log index u64                                -> producer id (order of eviction)
+//!             ... | 0x04 group text, producer text                    -> registered_at u64
+//! ```
+//!
+//! A `text` is escaped so that order is kept and no text is a prefix of another: 0x00 becomes 0x00 0xff, and 0x00 0x01
+//! ends it. Versions are stored inverted: the newest comes first.
+//!
+//! An event's row is `0x01 | ingest HLC u64 | type length u16 | type | properties (JSON)`.
+
+use std::ops::Range;
+
+use galoo_proto::{ChunkId, Hlc, Keyspace, SegmentId, Seq, Token, value};
+
+use crate::{Error, Result};
+
+const STATE: u8 = 1;
+const CHUNK: u8 = 2;
+const SEGMENT: u8 = 3;
+const PROPERTY: u8 = 4;
+const QUALIFIER: u8 = 5;
+
+const ROW: u8 = 0;
+const CELL: u8 = 1;
+
+const PRODUCER: u8 = 1;
+const OUTCOME: u8 = 2;
+const EVICTION: u8 = 3;
+const SOURCE: u8 = 4;
+
+const EVENT_VERSION: u8 = 1;
+
+fn key(keyspace: Keyspace, capacity: usize) -> Vec<u8> {
+    let mut key = Vec::with_capacity(8 + capacity);
+    key.extend_from_slice(&keyspace.0.to_be_bytes());
+    key
+}
+
+fn tagged(keyspace: Keyspace, tag: u8) -> Vec<u8> {
+    let mut key = key(keyspace, 1);
+    key.push(tag);
+    key
+}
+
+fn push_text(key: &mut Vec<u8>, text: &[u8]) {
+    for &byte in text {
+        key.push(byte);
+        if byte == 0 {
+            key.push(0xff);
+        }
+    }
+    key.extend_from_slice(&[0, 1]);
+}
+
+/// Reads an escaped text at the front of `bytes` and moves behind it.
+fn take_text(bytes: &mut &[u8]) -> Option<String> {
+    let mut text = Vec::new();
+    let mut at = 0;
+    loop {
+        match (*bytes.get(at)?, bytes.get(at + 1)) {
+            (0, Some(1)) => break,
+            (0, Some(0xff)) => {
+                text.push(0);
+                at += 2;
+            }
+            (0, _) => return None,
+            (byte, _) => {
+                text.push(byte);
+                at += 1;
+            }
+        }
+    }
+    *bytes = &bytes[at + 2..];
+    String::from_utf8(text).ok()
+}
+
+fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
+    let (head, tail) = bytes.split_first_chunk::<8>()?;
+    *bytes = tail;
+    Some(u64::from_be_bytes(*head))
+}
+
+/// Returns the least key behind every key that starts with `prefix`.
+pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < 0xff {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    vec![0xff; prefix.len() + 1]
+}
+
+/// Returns the range of all keys that start with `prefix`.
+pub fn prefix_range(prefix: Vec<u8>) -> Range<Vec<u8>> {
+    let end = prefix_end(&prefix);
+    prefix..end
+}
+
+/// All keys of a keyspace, in any family.
+pub fn keyspace_range(keyspace: Keyspace) -> Range<Vec<u8>> {
+    prefix_range(key(keyspace, 0))
+}
+
+/// The shard state's key.
+pub fn state(keyspace: Keyspace) -> Vec<u8> {
+    tagged(keyspace, STATE)
+}
+
+/// A sealed chunk's record.
+pub fn chunk(keyspace: Keyspace, chunk: ChunkId) -> Vec<u8> {
+    let mut key = tagged(keyspace, CHUNK);
+    key.extend_from_slice(&chunk.0.to_be_bytes());
+    key
+}
+
+/// Records of all sealed chunks, by id.
+pub fn chunks(keyspace: Keyspace) -> Range<Vec<u8>> {
+    prefix_range(tagged(keyspace, CHUNK))
+}
+
+/// A segment's record.
+pub fn segment(keyspace: Keyspace, segment: SegmentId) -> Vec<u8> {
+    let mut key = tagged(keyspace, SEGMENT);
+    key.extend_from_slice(&segment.0.to_be_bytes());
+    key
+}
+
+/// Records of all segments, by id.
+pub fn segments(keyspace: Keyspace) -> Range<Vec<u8>> {
+    prefix_range(tagged(keyspace, SEGMENT))
+}
+
+/// A property's entry in the catalog.
+pub fn property(keyspace: Keyspace, name: &str) -> Vec<u8> {
+    let mut key = tagged(keyspace, PROPERTY);
+    key.extend_from_slice(name.as_bytes());
+    key
+}
+
+/// All properties, by name.
+pub fn properties(keyspace: Keyspace) -> Range<Vec<u8>> {
+    prefix_range(tagged(keyspace, PROPERTY))
+}
+
+/// Returns the name in a key of [`property`].
+pub fn property_name(key: &[u8]) -> Result<String> {
+    let name = key.get(9..).map(<[u8]>::to_vec).and_then(|name| String::from_utf8(name).ok());
+    name.ok_or_else(|| Error::row("property key", "not UTF-8"))
+}
+
+/// A qualifier's entry in the catalog.
+pub fn qualifier(keyspace: Keyspace, family: &str, qualifier: &str) -> Vec<u8> {
+    let mut key = tagged(keyspace, QUALIFIER);
+    push_text(&mut key, family.as_bytes());
+    push_text(&mut key, qualifier.as_bytes());
+    key
+}
+
+/// All qualifiers, by family and name.
+pub fn qualifiers(keyspace: Keyspace) -> Range<Vec<u8>> {
+    prefix_range(tagged(keyspace, QUALIFIER))
+}
+
+/// Returns the family and the name in a key of [`qualifier`].
+pub fn qualifier_names(key: &[u8]) -> Result<(String, String)> {
+    let mut rest = key.get(9..).unwrap_or_default();
+    let names = take_text(&mut rest).and_then(|family| Some((family, take_text(&mut rest)?)));
+    names.ok_or_else(|| Error::row("qualifier key", "malformed"))
+}
+
+fn player_prefix(keyspace: Keyspace, player: &str, capacity: usize) -> Vec<u8> {
+    let mut key = key(keyspace, 8 + player.len() + 2 + capacity);
+    key.extend_from_slice(&Token::of(player).0.to_be_bytes());
+    push_text(&mut key, player.as_bytes());
+    key
+}
+
+/// The header of a player's row.
+pub fn row(keyspace: Keyspace, player: &str) -> Vec<u8> {
+    let mut key = player_prefix(keyspace, player, 1);
+    key.push(ROW);
+    key
+}
+
+/// A player's cells: all, of one family, or all versions of one cell.
+pub fn cells(keyspace: Keyspace, player: &str, family: Option<&str>, qualifier: Option<&str>) -> Range<Vec<u8>> {
+    let mut key = player_prefix(keyspace, player, 64);
+    key.push(CELL);
+    if let Some(family) = family {
+        push_text(&mut key, family.as_bytes());
+        if let Some(qualifier) = qualifier {
+            push_text(&mut key, qualifier.as_bytes());
+        }
+    }
+    prefix_range(key)
+}
+
+/// One version of a cell.
+pub fn cell(keyspace: Keyspace, player: &str, family: &str, qualifier: &str, version: Hlc) -> Vec<u8> {
+    let mut key = cells(keyspace, player, Some(family), Some(qualifier)).start;
+    key.extend_from_slice(&(!version.0).to_be_bytes());
+    key
+}
+
+/// What a key of the cell family names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CellKey {
+    /// The header of a player's row.
+    Row {
+        /// The player.
+        player: String,
+    },
+    /// One version of a cell.
+    Cell {
+        /// The player.
+        player: String,
+        /// The cell's family.
+        family: String,
+        /// The cell's name in the family.
+        qualifier: String,
+        /// The write's HLC.
+        version: Hlc,
+    },
+}
+
+/// Reads a key of the cell family.
+pub fn parse_cell(key: &[u8]) -> Result<CellKey> {
+    fn parse(key: &[u8]) -> Option<CellKey> {
+        let mut rest = key.get(16..)?;
+        let player = take_text(&mut rest)?;
+        let (kind, mut rest) = rest.split_first()?;
+        if *kind == ROW {
+            return Some(CellKey::Row { player });
+        }
+        let family = take_text(&mut rest)?;
+        let qualifier = take_text(&mut rest)?;
+        let version = Hlc(!take_u64(&mut rest)?);
+        Some(CellKey::Cell { player, family, qualifier, version })
+    }
+    parse(key).ok_or_else(|| Error::row("cell key", "malformed"))
+}
+
+/// All rows of a chunk.
+pub fn chunk_rows(keyspace: Keyspace, chunk: ChunkId) -> Range<Vec<u8>> {
+    let mut key = key(keyspace, 8);
+    key.extend_from_slice(&chunk.0.to_be_bytes());
+    prefix_range(key)
+}
+
+fn chunk_player(keyspace: Keyspace, chunk: ChunkId, player: &str) -> Vec<u8> {
+    let mut key = key(keyspace, 34 + player.len());
+    key.extend_from_slice(&chunk.0.to_be_bytes());
+    key.extend_from_slice(&Token::of(player).0.to_be_bytes());
+    push_text(&mut key, player.as_bytes());
+    key
+}
+
+/// A chunk's rows of one player with event times in `[from_ms, to_ms)`. Times are not negative.
+pub fn chunk_player_rows(keyspace: Keyspace, chunk: ChunkId, player: &str, time_ms: Range<i64>) -> Range<Vec<u8>> {
+    let mut start = chunk_player(keyspace, chunk, player);
+    let mut end = start.clone();
+    start.extend_from_slice(&time_ms.start.max(0).cast_unsigned().to_be_bytes());
+    end.extend_from_slice(&time_ms.end.max(0).cast_unsigned().to_be_bytes());
+    start..end
+}
+
+/// An event's row in a chunk.
+pub fn event(keyspace: Keyspace, chunk: ChunkId, player: &str, time_ms: i64, seq: Seq) -> Vec<u8> {
+    let mut key = chunk_player(keyspace, chunk, player);
+    key.extend_from_slice(&time_ms.cast_unsigned().to_be_bytes());
+    key.extend_from_slice(&seq.0.to_be_bytes());
+    key
+}
+
+/// The value of an event's row.
+pub fn event_value(ingest: Hlc, event: &value::Event) -> Vec<u8> {
+    let kind = event.event_type.as_bytes();
+    let mut value = Vec::with_capacity(11 + kind.len() + event.properties.len());
+    value.push(EVENT_VERSION);
+    value.extend_from_slice(&ingest.0.to_be_bytes());
+    value.extend_from_slice(&u16::try_from(kind.len()).unwrap_or(u16::MAX).to_be_bytes());
+    value.extend_from_slice(kind);
+    value.extend_from_slice(event.properties.as_bytes());
+    value
+}
+
+/// An event's row, its texts borrowed from the value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventRow<'a> {
+    /// The player's token.
+    pub token: Token,
+    /// The player.
+    pub player: String,
+    /// Unix milliseconds.
+    pub time_ms: i64,
+    /// The sequence number.
+    pub seq: Seq,
+    /// Commit HLC.
+    pub ingest: Hlc,
+    /// The event's type.
+    pub event_type: &'a str,
+    /// A JSON object, or empty.
+    pub properties: &'a str,
+}
+
+impl<'a> EventRow<'a> {
+    /// Reads a row of the chunk family.
+    pub fn parse(key: &[u8], value: &'a [u8]) -> Result<Self> {
+        fn parse<'a>(key: &[u8], value: &'a [u8]) -> Option<EventRow<'a>> {
+            let mut rest = key.get(16..)?;
+            let token = Token(take_u64(&mut rest)?);
+            let player = take_text(&mut rest)?;
+            let time_ms = take_u64(&mut rest)?.cast_signed();
+            let seq = Seq(take_u64(&mut rest)?);
+            let (version, mut rest) = value.split_first()?;
+            if *version != EVENT_VERSION {
+                return None;
+            }
+            let ingest = Hlc(take_u64(&mut rest)?);
+            let (type_bytes, rest) = rest.split_first_chunk::<2>()?;
+            let (event_type, properties) = rest.split_at_checked(usize::from(u16::from_be_bytes(*type_bytes)))?;
+            let event_type = std::str::from_utf8(event_type).ok()?;
+            let properties = std::str::from_utf8(properties).ok()?;
+            Some(EventRow { token, player, time_ms, seq, ingest, event_type, properties })
+        }
+        parse(key, value).ok_or_else(|| Error::row("event row", "malformed"))
+    }
+}
+
+/// A producer's record.
+pub fn producer(keyspace: Keyspace, producer: &str) -> Vec<u8> {
+    let mut key = tagged(keyspace, PRODUCER);
+    push_text(&mut key, producer.as_bytes());
+    key
+}
+
+/// Outcomes of a producer's numbers `[numbers.start, numbers.end)`.
+pub fn outcomes(keyspace: Keyspace, producer: &str, numbers: Range<u64>) -> Range<Vec<u8>> {
+    outcome(keyspace, producer, numbers.start)..outcome(keyspace, producer, numbers.end)
+}
+
+/// The outcome of one number of a producer.
+pub fn outcome(keyspace: Keyspace, producer: &str, number: u64) -> Vec<u8> {
+    let mut key = tagged(keyspace, OUTCOME);
+    push_text(&mut key, producer.as_bytes());
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+/// All producers' outcomes.
+pub fn all_outcomes(keyspace: Keyspace) -> Range<Vec<u8>> {
+    prefix_range(tagged(keyspace, OUTCOME))
+}
+
+/// A producer's place in the order of eviction.
+pub fn eviction(keyspace: Keyspace, used_index: u64) -> Vec<u8> {
+    let mut key = tagged(keyspace, EVICTION);
+    key.extend_from_slice(&used_index.to_be_bytes());
+    key
+}
+
+/// The order of eviction.
+pub fn evictions(keyspace: Keyspace) -> Range<Vec<u8>> {
+    prefix_range(tagged(keyspace, EVICTION))
+}
+
+/// A named source's registration.
+pub fn source(keyspace: Keyspace, group: &str, producer: &str) -> Vec<u8> {
+    let mut key = sources(keyspace, group).start;
+    push_text(&mut key, producer.as_bytes());
+    key
+}
+
+/// Registrations of one group.
+pub fn sources(keyspace: Keyspace, group: &str) -> Range<Vec<u8>> {
+    let mut key = tagged(keyspace, SOURCE);
+    push_text(&mut key, group.as_bytes());
+    prefix_range(key)
+}
+
+/// Returns the producer id in a key of [`source`].
+pub fn source_producer(key: &[u8]) -> Result<String> {
+    let mut rest = key.get(9..).unwrap_or_default();
+    let producer = take_text(&mut rest).and_then(|_group| take_text(&mut rest));
+    producer.ok_or_else(|| Error::row("source key", "malformed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const K: Keyspace = Keyspace(7);
+
+    proptest! {
+        #[test]
+        fn texts_keep_their_order_and_come_back(a in "[\0-\u{2}a]{0,6}", b in "[\0-\u{2}a]{0,6}") {
+            let escaped = |text: &str| {
+                let mut bytes = Vec::new();
+                push_text(&mut bytes, text.as_bytes());
+                bytes
+            };
+            prop_assert_eq!(a.cmp(&b), escaped(&a).cmp(&escaped(&b)));
+            let mut bytes = escaped(&a);
+            bytes.push(9);
+            let mut rest = bytes.as_slice();
+            prop_assert_eq!(take_text(&mut rest), Some(a));
+            prop_assert_eq!(rest, &[9]);
+        }
+
+        #[test]
+        fn an_event_comes_back(player in ".{1,20}", time in 0i64..1 << 50, seq: u64, hlc: u64, kind in ".{1,9}", json in ".{0,20}") {
+            let event = value::Event { player_id: player.clone(), event_time_ms: time, event_type: kind.clone(), properties: json.clone() };
+            let key = super::event(K, ChunkId(3), &player, time, Seq(seq));
+            let stored = event_value(Hlc(hlc), &event);
+            let row = EventRow::parse(&key, &stored).expect("parses");
+            prop_assert_eq!(&row.player, &player);
+            prop_assert_eq!((row.time_ms, row.seq, row.ingest), (time, Seq(seq), Hlc(hlc)));
+            prop_assert_eq!((row.event_type, row.properties), (kind.as_str(), json.as_str()));
+            prop_assert!(chunk_rows(K, ChunkId(3)).contains(&key));
+            prop_assert!(chunk_player_rows(K, ChunkId(3), &player, time..time + 1).contains(&key));
+            prop_assert!(!chunk_player_rows(K, ChunkId(3), &player, time + 1..time + 2).contains(&key));
+        }
+
+        #[test]
+        fn a_cell_comes_back_and_newer_versions_come_first(player in ".{1,9}", family in ".{1,9}", qualifier in ".{1,9}", a: u64, b: u64) {
+            let key = |version| cell(K, &player, &family, &qualifier, Hlc(version));
+            prop_assert_eq!(a.cmp(&b), key(b).cmp(&key(a)));
+            let parsed = parse_cell(&key(a)).expect("parses");
+            prop_assert_eq!(parsed, CellKey::Cell { player: player.clone(), family: family.clone(), qualifier: qualifier.clone(), version: Hlc(a) });
+            prop_assert!(cells(K, &player, Some(&family), None).contains(&key(a)));
+        }
+    }
+
+    #[test]
+    fn a_prefix_ends_before_the_next() {
+        assert_eq!(prefix_end(&[1, 0xff]), vec![2]);
+        assert!(prefix_end(&[0xff, 0xff]) > vec![0xff, 0xff, 0xff - 1]);
+    }
+}

@@ -1,0 +1,147 @@
+//! A segment's file as checked bytes: the one module that maps files into memory.
+//!
+//! The first touch of a 64 KiB block reads it with `pread` and compares its CRC with the record's; from then on it is
+//! read through the map. A block that does not match is an error that names file and offset, never data (P7).
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use galoo_proto::record;
+use parquet::{
+    errors::ParquetError,
+    file::reader::{ChunkReader, Length},
+};
+
+use crate::{Error, Result};
+
+/// Bytes that one CRC covers.
+pub(super) const BLOCK_BYTES: usize = 64 << 10;
+
+/// Returns the CRCs of a file's blocks.
+pub(super) fn block_crcs(path: &Path, file: &File) -> Result<(u64, Vec<u32>)> {
+    let failed = |source| Error::File { action: "read", path: path.to_owned(), source };
+    let length = file.metadata().map_err(failed)?.len();
+    let mut block = vec![0; BLOCK_BYTES];
+    let mut crcs = Vec::new();
+    let mut offset = 0;
+    while offset < length {
+        let bytes = BLOCK_BYTES.min(usize::try_from(length - offset).unwrap_or(BLOCK_BYTES));
+        file.read_exact_at(&mut block[..bytes], offset).map_err(failed)?;
+        crcs.push(crc32fast::hash(&block[..bytes]));
+        offset += bytes as u64;
+    }
+    Ok((length, crcs))
+}
+
+/// An open file whose bytes are checked on first touch. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Blocks(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    file: File,
+    map: Bytes,
+    crcs: Vec<u32>,
+    /// A bit a block: it was compared with its CRC.
+    verified: Vec<AtomicU64>,
+}
+
+impl Blocks {
+    /// Opens a file that a segment's record describes.
+    pub(super) fn open(path: &Path, record: &record::Segment) -> Result<Self> {
+        let failed = |source| Error::File { action: "open", path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        let blocks = length.div_ceil(BLOCK_BYTES as u64);
+        if length != record.file_bytes || blocks != record.block_crcs.len() as u64 {
+            let reason = format!("the file has {length} bytes, its record {}", record.file_bytes);
+            return Err(Error::CorruptFile { what: "segment", path: path.to_owned(), offset: length, reason });
+        }
+        // SAFETY: the file is immutable once its record exists, and nothing but this process opens the folder (it holds
+        // the folder's lock). A file cut behind our back would raise SIGBUS, which ends the process.
+        #[allow(unsafe_code, reason = "the one place that maps a file")]
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed)?;
+        let verified = (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let map = Bytes::from_owner(map);
+        Ok(Self(Arc::new(Inner { path: path.to_owned(), file, map, crcs: record.block_crcs.clone(), verified })))
+    }
+
+    /// Returns bytes of the file, each block of them compared with its CRC at least once.
+    fn checked(&self, start: u64, length: usize) -> Result<Bytes> {
+        let inner = &self.0;
+        let outside = || Error::CorruptFile {
+            what: "segment",
+            path: inner.path.clone(),
+            offset: start,
+            reason: format!("{length} bytes asked for, the file has {}", inner.map.len()),
+        };
+        let start = usize::try_from(start).map_err(|_| outside())?;
+        let end = start.checked_add(length).filter(|end| *end <= inner.map.len()).ok_or_else(outside)?;
+        for block in start / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES) {
+            let (word, bit) = (&inner.verified[block / 64], 1 << (block % 64));
+            if word.load(Ordering::Acquire) & bit == 0 {
+                self.verify(block)?;
+                word.fetch_or(bit, Ordering::Release);
+            }
+        }
+        Ok(inner.map.slice(start..end))
+    }
+
+    fn verify(&self, block: usize) -> Result<()> {
+        let inner = &self.0;
+        let offset = block * BLOCK_BYTES;
+        let mut bytes = vec![0; BLOCK_BYTES.min(inner.map.len() - offset)];
+        let failed = |source| Error::File { action: "read", path: inner.path.clone(), source };
+        inner.file.read_exact_at(&mut bytes, offset as u64).map_err(failed)?;
+        let found = crc32fast::hash(&bytes);
+        if found == inner.crcs[block] {
+            return Ok(());
+        }
+        let reason = format!("CRC {found:08x}, recorded {:08x}", inner.crcs[block]);
+        Err(Error::CorruptFile { what: "segment", path: inner.path.clone(), offset: offset as u64, reason })
+    }
+}
+
+impl Length for Blocks {
+    fn len(&self) -> u64 {
+        self.0.map.len() as u64
+    }
+}
+
+impl ChunkReader for Blocks {
+    type T = BlocksRead;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<BlocksRead> {
+        Ok(BlocksRead { blocks: self.clone(), at: start })
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        self.checked(start, length).map_err(|error| ParquetError::External(Box::new(error)))
+    }
+}
+
+/// Reads on from an offset.
+pub(super) struct BlocksRead {
+    blocks: Blocks,
+    at: u64,
+}
+
+impl Read for BlocksRead {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.blocks.len().saturating_sub(self.at);
+        let bytes = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let found = self.blocks.checked(self.at, bytes).map_err(io::Error::other)?;
+        buffer[..bytes].copy_from_slice(&found);
+        self.at += bytes as u64;
+        Ok(bytes)
+    }
+}

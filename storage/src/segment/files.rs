@@ -1,0 +1,110 @@
+//! The files of a node's segments: where they are, which are open, and which belong to nobody.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use galoo_proto::{Keyspace, SegmentId, record};
+
+use super::read::SegmentFile;
+use crate::{Error, Result};
+
+/// Segments that are kept open; beyond it the one used longest ago is closed (a reader that holds it goes on).
+const OPEN_SEGMENTS_MAX: usize = 4_096;
+
+/// All segments of a node, in `FOLDER/k<keyspace>/<segment>.parquet`.
+pub struct SegmentFiles {
+    folder: PathBuf,
+    open: Mutex<OpenFiles>,
+}
+
+#[derive(Default)]
+struct OpenFiles {
+    files: HashMap<(Keyspace, SegmentId), (Arc<SegmentFile>, u64)>,
+    uses: u64,
+}
+
+impl SegmentFiles {
+    /// Takes the folder, which is made when it is missing.
+    pub fn new(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))?;
+        Ok(Self { folder: folder.to_owned(), open: Mutex::default() })
+    }
+
+    /// Returns a segment's path.
+    pub fn path(&self, keyspace: Keyspace, segment: SegmentId) -> PathBuf {
+        self.folder.join(keyspace.to_string()).join(format!("{:010}.parquet", segment.0))
+    }
+
+    /// Opens the file of a record, or returns it when it is open.
+    pub(crate) fn open(&self, keyspace: Keyspace, record: &record::Segment) -> Result<Arc<SegmentFile>> {
+        let id = SegmentId(record.id);
+        if let Some(file) = self.lock().find(keyspace, id) {
+            return Ok(file);
+        }
+        let file = Arc::new(SegmentFile::open(&self.path(keyspace, id), record)?);
+        self.lock().insert(keyspace, id, file.clone());
+        Ok(file)
+    }
+
+    /// Removes the files that `known` does not name: left by a crash before their record was durable.
+    ///
+    /// Returns how many there were.
+    pub fn remove_unknown(&self, known: &HashSet<(Keyspace, SegmentId)>) -> Result<usize> {
+        let known: HashSet<PathBuf> = known.iter().map(|(keyspace, segment)| self.path(*keyspace, *segment)).collect();
+        let mut removed = 0;
+        let list = |folder: &Path| -> Result<Vec<PathBuf>> {
+            let entries = fs::read_dir(folder).map_err(|source| failed("list", folder, source))?;
+            let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+            paths.collect::<io::Result<_>>().map_err(|source| failed("list", folder, source))
+        };
+        for keyspace in list(&self.folder)?.into_iter().filter(|path| path.is_dir()) {
+            for path in list(&keyspace)? {
+                if !known.contains(&path) {
+                    fs::remove_file(&path).map_err(|source| failed("remove", &path, source))?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes all files of a keyspace whose records are gone for good.
+    pub fn remove_keyspace(&self, keyspace: Keyspace) -> Result<()> {
+        self.lock().files.retain(|(of, _), _| *of != keyspace);
+        let folder = self.folder.join(keyspace.to_string());
+        match fs::remove_dir_all(&folder) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("remove", &folder, source)),
+            _ => Ok(()),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, OpenFiles> {
+        self.open.lock().expect("a thread that held the open segments panicked")
+    }
+}
+
+impl OpenFiles {
+    fn find(&mut self, keyspace: Keyspace, segment: SegmentId) -> Option<Arc<SegmentFile>> {
+        self.uses += 1;
+        let (file, used) = self.files.get_mut(&(keyspace, segment))?;
+        *used = self.uses;
+        Some(file.clone())
+    }
+
+    fn insert(&mut self, keyspace: Keyspace, segment: SegmentId, file: Arc<SegmentFile>) {
+        if self.files.len() >= OPEN_SEGMENTS_MAX
+            && let Some(oldest) = self.files.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key)
+        {
+            self.files.remove(&oldest);
+        }
+        self.files.insert((keyspace, segment), (file, self.uses));
+    }
+}
+
+pub(super) fn failed(action: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::File { action, path: path.to_owned(), source }
+}

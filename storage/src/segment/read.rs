@@ -1,0 +1,218 @@
+//! Reads a segment: only the pages that can hold a match, only the columns that are asked for.
+
+use std::{path::Path, sync::Arc};
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, BooleanArray},
+    datatypes::{Field, Int64Type, Schema},
+    record_batch::RecordBatch,
+};
+use galoo_proto::{Token, record};
+use parquet::{
+    arrow::{
+        ProjectionMask,
+        arrow_reader::{
+            ArrowPredicate, ArrowPredicateFn, ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
+            ParquetRecordBatchReaderBuilder, RowFilter, RowSelection, RowSelector, statistics::StatisticsConverter,
+        },
+    },
+    bloom_filter::Sbbf,
+    file::metadata::PageIndexPolicy,
+};
+
+use super::{PropertyTag, blocks::Blocks, names, write::read_type};
+use crate::{
+    Result,
+    properties::ColumnType,
+    view::{Column, EventFilter},
+};
+
+/// Rows that a scan decodes at a time.
+const BATCH_ROWS: usize = 8_192;
+
+/// An open segment: its file, footer and page index.
+pub(crate) struct SegmentFile {
+    blocks: Blocks,
+    metadata: ArrowReaderMetadata,
+}
+
+impl SegmentFile {
+    pub(super) fn open(path: &Path, record: &record::Segment) -> Result<Self> {
+        let blocks = Blocks::open(path, record)?;
+        let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
+        let metadata = ArrowReaderMetadata::load(&blocks, options.clone())?;
+        let fields = metadata.schema().fields().iter();
+        let fields = fields
+            .map(|field| Field::new(field.name(), read_type(field.name(), field.data_type()), field.is_nullable()));
+        let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+        let metadata = ArrowReaderMetadata::try_new(metadata.metadata().clone(), options.with_schema(schema))?;
+        Ok(Self { blocks, metadata })
+    }
+
+    /// Returns false when the bloom filters show that none of the players is in the file.
+    fn may_hold(&self, players: &[String]) -> Result<bool> {
+        let Some(column) = self.metadata.schema().index_of(names::PLAYER_ID).ok() else { return Ok(true) };
+        for group in self.metadata.metadata().row_groups() {
+            let filter = Sbbf::read_from_column_chunk(group.column(column), &self.blocks)?;
+            if filter.is_none_or(|filter| players.iter().any(|player| filter.check(&player.as_str()))) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Returns the rows of the pages whose range in an integer column `takes(min, max)`.
+    fn pages(&self, column: &str, takes: impl Fn(i64, i64) -> bool) -> Result<RowSelection> {
+        let metadata = self.metadata.metadata();
+        let converter =
+            StatisticsConverter::try_new(column, self.metadata.schema(), metadata.file_metadata().schema_descr())?;
+        let mut selectors = Vec::new();
+        let (Some(columns), Some(offsets)) = (metadata.column_index(), metadata.offset_index()) else {
+            return Ok(RowSelection::from(vec![RowSelector::select(self.rows())]));
+        };
+        for (group, row_group) in metadata.row_groups().iter().enumerate() {
+            let groups = [group];
+            let mins = converter.data_page_mins(columns, offsets, &groups)?;
+            let maxes = converter.data_page_maxes(columns, offsets, &groups)?;
+            let counts = converter.data_page_row_counts(offsets, metadata.row_groups(), &groups)?;
+            let Some(counts) = counts else {
+                selectors.push(RowSelector::select(usize::try_from(row_group.num_rows()).unwrap_or(usize::MAX)));
+                continue;
+            };
+            let (mins, maxes) = (mins.as_primitive::<Int64Type>(), maxes.as_primitive::<Int64Type>());
+            for page in 0..counts.len() {
+                let rows = usize::try_from(counts.value(page)).unwrap_or(usize::MAX);
+                let known = mins.is_valid(page) && maxes.is_valid(page);
+                let take = !known || takes(mins.value(page), maxes.value(page));
+                selectors.push(if take { RowSelector::select(rows) } else { RowSelector::skip(rows) });
+            }
+        }
+        Ok(RowSelection::from(selectors))
+    }
+
+    fn rows(&self) -> usize {
+        usize::try_from(self.metadata.metadata().file_metadata().num_rows()).unwrap_or(usize::MAX)
+    }
+
+    fn mask(&self, names: &[String]) -> ProjectionMask {
+        let schema = self.metadata.schema();
+        let places = names.iter().filter_map(|name| schema.index_of(name).ok());
+        ProjectionMask::roots(self.metadata.metadata().file_metadata().schema_descr(), places)
+    }
+
+    /// The file's columns that a scan's columns are made from.
+    fn stored_columns(&self, columns: &[Column]) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for column in columns {
+            match column {
+                Column::PlayerId => names.push(names::PLAYER_ID.to_owned()),
+                Column::EventTime => names.push(names::EVENT_TIME.to_owned()),
+                Column::EventType => names.push(names::EVENT_TYPE.to_owned()),
+                Column::Seq => names.push(names::SEQ.to_owned()),
+                Column::IngestTime | Column::IngestHlc => names.push(names::INGEST_HLC.to_owned()),
+                Column::Properties => {
+                    let fields = self.metadata.schema().fields().iter().map(|field| field.name());
+                    let wanted = fields.filter(|name| PropertyTag::property(name).is_some() || *name == names::EXTRA);
+                    names.extend(wanted.cloned());
+                }
+                Column::Property { name, column_type } => {
+                    use PropertyTag::{Bool, Float, Int, Json, String};
+                    let tags: &[PropertyTag] = match column_type {
+                        ColumnType::Bool => &[Bool],
+                        ColumnType::Int => &[Int],
+                        ColumnType::Float => &[Int, Float],
+                        ColumnType::Text => &[Bool, Int, Float, String, Json],
+                    };
+                    names.extend(tags.iter().map(|tag| tag.column(name)));
+                }
+            }
+        }
+        names
+    }
+}
+
+/// The matching rows of a segment, in the file's columns.
+pub struct SegmentScan {
+    batches: Option<ParquetRecordBatchReader>,
+}
+
+impl SegmentScan {
+    /// Opens a scan of the columns that `columns` are made from.
+    pub(crate) fn open(file: &SegmentFile, columns: &[Column], filter: &Arc<EventFilter>) -> Result<Self> {
+        let mut selection: Option<RowSelection> = None;
+        let mut narrow = |pages: RowSelection| {
+            selection = Some(match selection.take() {
+                Some(before) => before.intersection(&pages),
+                None => pages,
+            });
+        };
+        let mut predicates: Vec<Box<dyn ArrowPredicate>> = Vec::new();
+        let mut filter_on = |name: &str, takes: Box<dyn Fn(&ArrayRef) -> BooleanArray + Send>| {
+            let mask = file.mask(&[name.to_owned()]);
+            predicates.push(Box::new(ArrowPredicateFn::new(mask, move |batch| Ok(takes(batch.column(0))))));
+        };
+        if let Some(players) = &filter.players {
+            if !file.may_hold(players)? {
+                return Ok(Self { batches: None });
+            }
+            // Tokens are stored as the bits of a u64: their order by page is the unsigned one only within a sign, so
+            // compare for equality with the page's tokens as unsigned bounds in both halves.
+            let tokens: Vec<u64> = players.iter().map(|player| Token::of(player).0).collect();
+            narrow(file.pages(names::TOKEN, move |min, max| {
+                tokens.iter().any(|token| (min..=max).contains(&token.cast_signed()))
+            })?);
+            let players = players.clone();
+            filter_on(
+                names::PLAYER_ID,
+                Box::new(move |found| {
+                    let found = found.as_string_view().iter();
+                    found.map(|player| Some(player.is_some_and(|player| players.iter().any(|p| p == player)))).collect()
+                }),
+            );
+        }
+        let times = filter.time_ms.clone();
+        if times != (i64::MIN..i64::MAX) {
+            let range = times.clone();
+            narrow(file.pages(names::EVENT_TIME, move |min, max| range.start <= max && min < range.end)?);
+            filter_on(
+                names::EVENT_TIME,
+                Box::new(move |found| {
+                    let found = found.as_primitive::<Int64Type>();
+                    BooleanArray::from_unary(found, |time| times.contains(&time))
+                }),
+            );
+        }
+        if filter.event_types.is_some() {
+            let filter = filter.clone();
+            filter_on(
+                names::EVENT_TYPE,
+                Box::new(move |found| {
+                    let found = found.as_string_view().iter();
+                    found.map(|kind| Some(kind.is_some_and(|kind| filter.takes_type(kind)))).collect()
+                }),
+            );
+        }
+        let mut builder =
+            ParquetRecordBatchReaderBuilder::new_with_metadata(file.blocks.clone(), file.metadata.clone())
+                .with_batch_size(BATCH_ROWS)
+                .with_projection(file.mask(&file.stored_columns(columns)));
+        if let Some(selection) = selection {
+            if !selection.selects_any() {
+                return Ok(Self { batches: None });
+            }
+            builder = builder.with_row_selection(selection);
+        }
+        if !predicates.is_empty() {
+            builder = builder.with_row_filter(RowFilter::new(predicates));
+        }
+        Ok(Self { batches: Some(builder.build()?) })
+    }
+}
+
+impl Iterator for SegmentScan {
+    type Item = Result<RecordBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(self.batches.as_mut()?.next()?.map_err(Into::into))
+    }
+}

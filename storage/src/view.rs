@@ -1,0 +1,222 @@
+//! A shard at one moment: chunks and segments read as one.
+//!
+//! A view holds a snapshot of the engine, so that a chunk is read either from its rows or from its segment, never from
+//! both and never from neither (INV-S4): the record that says which is in the snapshot. Everything that reads events
+//! goes through [`View::source_batches`], one [`Source`] at a time; SQL, player scans, scans in order of seq and
+//! checksums differ in the columns and the order that they ask for.
+
+mod batches;
+mod columns;
+mod events;
+mod state;
+
+use std::{ops::Range, sync::Arc};
+
+use galoo_proto::{ChunkId, Hlc, Keyspace, Seq, ShardId, record};
+use prost::Message;
+
+pub use self::{
+    batches::Batches,
+    columns::Column,
+    events::{Events, PlayerPage},
+    state::{RowCells, StateScan},
+};
+use crate::{
+    Error, Result,
+    engine::{Direction, Family, Reader},
+    key,
+    properties::Kinds,
+    segment::SegmentFiles,
+    shard,
+};
+
+/// Which events a scan lets through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Event times, Unix milliseconds.
+    pub time_ms: Range<i64>,
+    /// Only these players; `None`: all.
+    pub players: Option<Vec<String>>,
+    /// Only these types; `None`: all.
+    pub event_types: Option<Vec<String>>,
+}
+
+impl Default for EventFilter {
+    fn default() -> Self {
+        Self { time_ms: i64::MIN..i64::MAX, players: None, event_types: None }
+    }
+}
+
+impl EventFilter {
+    /// Lets a player's events through.
+    pub fn player(player: &str) -> Self {
+        Self { players: Some(vec![player.to_owned()]), ..Self::default() }
+    }
+
+    fn overlaps(&self, time_min_ms: i64, time_max_ms: i64) -> bool {
+        self.time_ms.start <= time_max_ms && time_min_ms < self.time_ms.end
+    }
+
+    pub(crate) fn takes_type(&self, event_type: &str) -> bool {
+        self.event_types.as_ref().is_none_or(|types| types.iter().any(|wanted| wanted == event_type))
+    }
+}
+
+/// A part of the shard's events, contiguous in seq: a chunk or a segment.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// Rows in the chunk family.
+    Chunk(record::Chunk),
+    /// A file.
+    Segment(Arc<record::Segment>),
+}
+
+impl Source {
+    /// The source's first sequence number.
+    pub fn first_seq(&self) -> Seq {
+        match self {
+            Self::Chunk(chunk) => Seq(chunk.first_seq),
+            Self::Segment(segment) => Seq(segment.first_seq),
+        }
+    }
+
+    /// The source's last sequence number.
+    pub fn last_seq(&self) -> Seq {
+        match self {
+            Self::Chunk(chunk) => Seq(chunk.last_seq),
+            Self::Segment(segment) => Seq(segment.last_seq),
+        }
+    }
+
+    /// Events in it.
+    pub fn rows(&self) -> u64 {
+        self.last_seq().0 + 1 - self.first_seq().0
+    }
+
+    fn may_match(&self, filter: &EventFilter) -> bool {
+        match self {
+            Self::Chunk(chunk) => filter.overlaps(chunk.time_min_ms, chunk.time_max_ms),
+            Self::Segment(segment) => {
+                let tokens = segment.token_min..=segment.token_max;
+                let holds = |player: &String| tokens.contains(&galoo_proto::Token::of(player).0);
+                filter.overlaps(segment.time_min_ms, segment.time_max_ms)
+                    && filter.players.as_ref().is_none_or(|players| players.iter().any(holds))
+            }
+        }
+    }
+}
+
+/// A shard's content at one applied index. Cheap to clone; the snapshot lives as long as a clone.
+#[derive(Clone)]
+pub struct View {
+    reader: Arc<dyn Reader>,
+    keyspace: Keyspace,
+    state: Arc<record::ShardState>,
+    sources: Arc<[Source]>,
+    files: Arc<SegmentFiles>,
+}
+
+impl View {
+    /// Opens the shard of a keyspace as of a snapshot.
+    ///
+    /// Returns `None` when the keyspace is empty.
+    pub fn open(reader: Arc<dyn Reader>, keyspace: Keyspace, files: Arc<SegmentFiles>) -> Result<Option<Self>> {
+        let Some(state) = shard::read_state(reader.as_ref(), keyspace)? else { return Ok(None) };
+        let mut sources = Vec::new();
+        for segment in read_segments(reader.as_ref(), keyspace)? {
+            sources.push(Source::Segment(Arc::new(segment)));
+        }
+        for chunk in read_chunks(reader.as_ref(), keyspace)? {
+            sources.push(Source::Chunk(chunk));
+        }
+        sources.extend(state.open.filter(|open| open.first_seq <= open.last_seq).map(Source::Chunk));
+        sources.sort_by_key(Source::first_seq);
+        let mut next = 1;
+        for source in &sources {
+            assert!(source.first_seq().0 == next, "INV-S4: {} behind #{}", source.first_seq(), next - 1);
+            next = source.last_seq().0 + 1;
+        }
+        assert!(next == state.last_seq + 1, "INV-S4: sources end at #{}, the shard at #{}", next - 1, state.last_seq);
+        Ok(Some(Self { reader, keyspace, state: Arc::new(state), sources: sources.into(), files }))
+    }
+
+    /// The shard.
+    pub fn shard(&self) -> ShardId {
+        ShardId(self.state.shard)
+    }
+
+    /// The shard's state at this moment.
+    pub fn state(&self) -> &record::ShardState {
+        &self.state
+    }
+
+    /// The keyspace that holds the shard.
+    pub fn keyspace(&self) -> Keyspace {
+        self.keyspace
+    }
+
+    pub(crate) fn reader(&self) -> &dyn Reader {
+        self.reader.as_ref()
+    }
+
+    /// Stamp of the last command in the view.
+    pub fn hlc(&self) -> Hlc {
+        Hlc(self.state.hlc)
+    }
+
+    /// Chunks and segments, in order of seq.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// Names and kinds of all properties of the shard's events.
+    pub fn properties(&self) -> Result<Vec<(String, Kinds)>> {
+        let mut all: Vec<_> = shard::read_properties(self.reader.as_ref(), self.keyspace)?.into_iter().collect();
+        all.sort_by(|left, right| left.0.cmp(&right.0));
+        Ok(all)
+    }
+
+    /// Registered producers of a group, by id.
+    pub fn registered_producers(&self, group: &str) -> Result<Vec<String>> {
+        let range = key::sources(self.keyspace, group);
+        let mut rows = self.reader.rows(Family::Producers, &range.start..&range.end, Direction::Forward)?;
+        let mut producers = Vec::new();
+        while let Some((key, _)) = rows.next()? {
+            producers.push(key::source_producer(key)?);
+        }
+        Ok(producers)
+    }
+}
+
+/// Reads the records of all sealed chunks whose rows are in the chunk family.
+pub(crate) fn read_chunks(reader: &dyn Reader, keyspace: Keyspace) -> Result<Vec<record::Chunk>> {
+    let range = key::chunks(keyspace);
+    let mut rows = reader.rows(Family::Meta, &range.start..&range.end, Direction::Forward)?;
+    let mut chunks = Vec::new();
+    while let Some((_, value)) = rows.next()? {
+        chunks.push(record::Chunk::decode(value).map_err(|error| Error::row("chunk", error))?);
+    }
+    Ok(chunks)
+}
+
+/// Reads the records of all segments, by id.
+pub(crate) fn read_segments(reader: &dyn Reader, keyspace: Keyspace) -> Result<Vec<record::Segment>> {
+    let range = key::segments(keyspace);
+    let mut rows = reader.rows(Family::Meta, &range.start..&range.end, Direction::Forward)?;
+    let mut segments = Vec::new();
+    while let Some((_, value)) = rows.next()? {
+        let segment = record::Segment::decode(value).map_err(|error| Error::row("segment", error))?;
+        if segment.version > crate::segment::FORMAT_VERSION {
+            let known = crate::segment::FORMAT_VERSION;
+            return Err(Error::NewerFormat { what: "segment", found: segment.version, known });
+        }
+        segments.push(segment);
+    }
+    Ok(segments)
+}
+
+impl Source {
+    pub(crate) fn chunk_id(chunk: &record::Chunk) -> ChunkId {
+        ChunkId(chunk.id)
+    }
+}

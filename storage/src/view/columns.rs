@@ -1,0 +1,352 @@
+//! The columns that a scan of events can give, and how they are made from rows and from segments.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{
+        Array, ArrayRef, AsArray, BooleanArray, BooleanBuilder, Float64Array, Float64Builder, Int64Array, Int64Builder,
+        StringViewBuilder, TimestampMillisecondBuilder, UInt64Builder, new_null_array,
+    },
+    compute::cast,
+    datatypes::{DataType, Field, Float64Type, Int64Type, Schema, SchemaRef, TimeUnit, UInt64Type},
+    record_batch::RecordBatch,
+};
+use galoo_proto::Hlc;
+
+use crate::{
+    Error, Result,
+    key::EventRow,
+    properties::{self, ColumnType, Property, json_string},
+    segment::{PropertyTag, names},
+};
+
+/// A column of a scan of events.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Column {
+    /// Text, never null.
+    PlayerId,
+    /// UTC milliseconds, never null.
+    EventTime,
+    /// Text, never null.
+    EventType,
+    /// 64-bit integer, never null.
+    Seq,
+    /// Commit time: UTC milliseconds of the commit HLC, never null.
+    IngestTime,
+    /// Commit HLC, unsigned, never null.
+    IngestHlc,
+    /// A JSON object, never null.
+    Properties,
+    /// A property as the type that holds all its values; null where it is absent or null.
+    Property {
+        /// The property.
+        name: String,
+        /// Its column's type.
+        column_type: ColumnType,
+    },
+}
+
+impl Column {
+    /// The columns that make a whole event.
+    pub const EVENT: [Self; 6] =
+        [Self::PlayerId, Self::EventTime, Self::EventType, Self::Seq, Self::IngestHlc, Self::Properties];
+
+    /// The column's Arrow type.
+    pub fn data_type(&self) -> DataType {
+        match self {
+            Self::PlayerId | Self::EventType | Self::Properties => DataType::Utf8View,
+            Self::EventTime | Self::IngestTime => DataType::Timestamp(TimeUnit::Millisecond, None),
+            Self::Seq => DataType::Int64,
+            Self::IngestHlc => DataType::UInt64,
+            Self::Property { column_type, .. } => match column_type {
+                ColumnType::Bool => DataType::Boolean,
+                ColumnType::Int => DataType::Int64,
+                ColumnType::Float => DataType::Float64,
+                ColumnType::Text => DataType::Utf8View,
+            },
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::PlayerId => "player_id",
+            Self::EventTime => "event_time",
+            Self::EventType => "event_type",
+            Self::Seq => "seq",
+            Self::IngestTime => "ingest_time",
+            Self::IngestHlc => "ingest_hlc",
+            Self::Properties => "properties",
+            Self::Property { name, .. } => name,
+        }
+    }
+
+    /// The schema of a scan's batches: its columns in order.
+    pub fn schema(columns: &[Self]) -> SchemaRef {
+        let nullable = |column: &Self| matches!(column, Self::Property { .. });
+        let fields = columns.iter().map(|column| Field::new(column.name(), column.data_type(), nullable(column)));
+        Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+    }
+}
+
+enum Builder {
+    Text(StringViewBuilder),
+    Time(TimestampMillisecondBuilder),
+    Int(Int64Builder),
+    Unsigned(UInt64Builder),
+    Float(Float64Builder),
+    Bool(BooleanBuilder),
+}
+
+/// Collects rows of a chunk into columns.
+pub(super) struct RowColumns<'c> {
+    columns: &'c [Column],
+    builders: Vec<Builder>,
+    properties_wanted: bool,
+    rows: usize,
+}
+
+impl<'c> RowColumns<'c> {
+    pub(super) fn new(columns: &'c [Column]) -> Self {
+        let builders = columns.iter().map(|column| match column.data_type() {
+            DataType::Timestamp(..) => Builder::Time(TimestampMillisecondBuilder::new()),
+            DataType::Int64 => Builder::Int(Int64Builder::new()),
+            DataType::UInt64 => Builder::Unsigned(UInt64Builder::new()),
+            DataType::Float64 => Builder::Float(Float64Builder::new()),
+            DataType::Boolean => Builder::Bool(BooleanBuilder::new()),
+            _ => Builder::Text(StringViewBuilder::new()),
+        });
+        let properties_wanted = columns.iter().any(|column| matches!(column, Column::Property { .. }));
+        Self { columns, builders: builders.collect(), properties_wanted, rows: 0 }
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn push(&mut self, row: &EventRow<'_>) -> Result<()> {
+        self.rows += 1;
+        for (column, builder) in self.columns.iter().zip(&mut self.builders) {
+            match (column, builder) {
+                (Column::PlayerId, Builder::Text(text)) => text.append_value(&row.player),
+                (Column::EventType, Builder::Text(text)) => text.append_value(row.event_type),
+                (Column::Properties, Builder::Text(text)) => {
+                    text.append_value(if row.properties.is_empty() { "{}" } else { row.properties });
+                }
+                (Column::EventTime, Builder::Time(time)) => time.append_value(row.time_ms),
+                (Column::IngestTime, Builder::Time(time)) => time.append_value(row.ingest.millis().cast_signed()),
+                (Column::Seq, Builder::Int(int)) => int.append_value(row.seq.0.cast_signed()),
+                (Column::IngestHlc, Builder::Unsigned(unsigned)) => unsigned.append_value(row.ingest.0),
+                _ => {}
+            }
+        }
+        if !self.properties_wanted {
+            return Ok(());
+        }
+        let (columns, builders, rows) = (self.columns, &mut self.builders, self.rows);
+        let read = properties::members(row.properties, &mut |name, raw| {
+            for (column, builder) in columns.iter().zip(builders.iter_mut()) {
+                if matches!(column, Column::Property { name: wanted, .. } if *wanted == name)
+                    && let Some(property) = Property::parse(raw)
+                {
+                    append_property(builder, &property);
+                }
+            }
+        });
+        read.map_err(|error| Error::row("event properties", error))?;
+        for (column, builder) in columns.iter().zip(builders.iter_mut()) {
+            if matches!(column, Column::Property { .. }) {
+                pad(builder, rows);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self) -> Result<RecordBatch> {
+        let arrays = self.builders.iter_mut().map(|builder| -> ArrayRef {
+            match builder {
+                Builder::Text(builder) => Arc::new(builder.finish()),
+                Builder::Time(builder) => Arc::new(builder.finish()),
+                Builder::Int(builder) => Arc::new(builder.finish()),
+                Builder::Unsigned(builder) => Arc::new(builder.finish()),
+                Builder::Float(builder) => Arc::new(builder.finish()),
+                Builder::Bool(builder) => Arc::new(builder.finish()),
+            }
+        });
+        batch(self.columns, arrays.collect(), self.rows)
+    }
+}
+
+/// Makes a batch; without columns it still has its number of rows.
+fn batch(columns: &[Column], arrays: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
+    let options = arrow::record_batch::RecordBatchOptions::new().with_row_count(Some(rows));
+    Ok(RecordBatch::try_new_with_options(Column::schema(columns), arrays, &options)?)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a float column is chosen only where every integer is exact")]
+fn append_property(builder: &mut Builder, property: &Property<'_>) {
+    match (builder, property) {
+        (_, Property::Null) => {}
+        (Builder::Bool(bools), Property::Bool(value)) => bools.append_value(*value),
+        (Builder::Int(ints), Property::Int(value)) => ints.append_value(*value),
+        (Builder::Float(floats), Property::Float(value)) => floats.append_value(*value),
+        (Builder::Float(floats), Property::Int(value)) => floats.append_value(*value as f64),
+        (Builder::Text(texts), value) => texts.append_value(value.text()),
+        // A later event widened the column behind this view's back: the catalog is read in the same snapshot, so no.
+        _ => {}
+    }
+}
+
+fn pad(builder: &mut Builder, rows: usize) {
+    use arrow::array::ArrayBuilder;
+    match builder {
+        Builder::Text(builder) if builder.len() < rows => builder.append_null(),
+        Builder::Int(builder) if builder.len() < rows => builder.append_null(),
+        Builder::Float(builder) if builder.len() < rows => builder.append_null(),
+        Builder::Bool(builder) if builder.len() < rows => builder.append_null(),
+        _ => {}
+    }
+}
+
+/// Makes a scan's columns from a batch of a segment's columns.
+pub(super) fn from_segment(columns: &[Column], found: &RecordBatch) -> Result<RecordBatch> {
+    let rows = found.num_rows();
+    let stored = |name: &str| {
+        let column = found.column_by_name(name);
+        column.ok_or_else(|| Error::row("segment", format!("column {name:?} is missing")))
+    };
+    let mut arrays = Vec::with_capacity(columns.len());
+    for column in columns {
+        arrays.push(match column {
+            Column::PlayerId => cast(stored(names::PLAYER_ID)?, &DataType::Utf8View)?,
+            Column::EventType => cast(stored(names::EVENT_TYPE)?, &DataType::Utf8View)?,
+            Column::EventTime => cast(stored(names::EVENT_TIME)?, &column.data_type())?,
+            Column::Seq => stored(names::SEQ)?.clone(),
+            Column::IngestHlc => cast(stored(names::INGEST_HLC)?, &DataType::UInt64)?,
+            Column::IngestTime => {
+                let hlc = cast(stored(names::INGEST_HLC)?, &DataType::UInt64)?;
+                let millis =
+                    hlc.as_primitive::<UInt64Type>().unary::<_, Int64Type>(|hlc| Hlc(hlc).millis().cast_signed());
+                cast(&(Arc::new(millis) as ArrayRef), &column.data_type())?
+            }
+            Column::Properties => json_objects(found)?,
+            Column::Property { name, column_type } => property(name, *column_type, found)?,
+        });
+    }
+    batch(columns, arrays, rows)
+}
+
+fn property(name: &str, column_type: ColumnType, found: &RecordBatch) -> Result<ArrayRef> {
+    let rows = found.num_rows();
+    let stored = |tag: PropertyTag| found.column_by_name(&tag.column(name));
+    let or_nulls = |tag: PropertyTag, data_type: &DataType| match stored(tag) {
+        Some(array) => cast(array, data_type),
+        None => Ok(new_null_array(data_type, rows)),
+    };
+    Ok(match column_type {
+        ColumnType::Bool => or_nulls(PropertyTag::Bool, &DataType::Boolean)?,
+        ColumnType::Int => or_nulls(PropertyTag::Int, &DataType::Int64)?,
+        ColumnType::Float => match (stored(PropertyTag::Float), stored(PropertyTag::Int)) {
+            (Some(floats), None) => floats.clone(),
+            (None, _) => or_nulls(PropertyTag::Int, &DataType::Float64)?,
+            (Some(floats), Some(ints)) => {
+                let ints = cast(ints, &DataType::Float64)?;
+                let (floats, ints) = (floats.as_primitive::<Float64Type>(), ints.as_primitive::<Float64Type>());
+                Arc::new(floats.iter().zip(ints.iter()).map(|(float, int)| float.or(int)).collect::<Float64Array>())
+            }
+        },
+        ColumnType::Text => {
+            let only_strings = [PropertyTag::Bool, PropertyTag::Int, PropertyTag::Float, PropertyTag::Json];
+            if only_strings.iter().all(|tag| stored(*tag).is_none()) {
+                return Ok(or_nulls(PropertyTag::String, &DataType::Utf8View)?);
+            }
+            let shredded = Shredded::of(name, found);
+            let mut texts = StringViewBuilder::with_capacity(rows);
+            for row in 0..rows {
+                match shredded.value(row) {
+                    None | Some(Property::Null) => texts.append_null(),
+                    Some(value) => texts.append_value(value.text()),
+                }
+            }
+            Arc::new(texts.finish())
+        }
+    })
+}
+
+/// A property's columns in a segment, one a kind of value.
+struct Shredded<'a> {
+    bools: Option<&'a BooleanArray>,
+    ints: Option<&'a Int64Array>,
+    floats: Option<&'a Float64Array>,
+    strings: Option<&'a arrow::array::StringViewArray>,
+    json: Option<&'a arrow::array::StringViewArray>,
+}
+
+impl<'a> Shredded<'a> {
+    fn of(name: &str, found: &'a RecordBatch) -> Self {
+        let stored = |tag: PropertyTag| found.column_by_name(&tag.column(name));
+        Self {
+            bools: stored(PropertyTag::Bool).map(|array| array.as_boolean()),
+            ints: stored(PropertyTag::Int).map(|array| array.as_primitive()),
+            floats: stored(PropertyTag::Float).map(|array| array.as_primitive()),
+            strings: stored(PropertyTag::String).map(|array| array.as_string_view()),
+            json: stored(PropertyTag::Json).map(|array| array.as_string_view()),
+        }
+    }
+
+    fn value(&self, row: usize) -> Option<Property<'a>> {
+        fn valid<A: Array>(array: Option<&A>, row: usize) -> Option<&A> {
+            array.filter(|array| array.is_valid(row))
+        }
+        if let Some(floats) = valid(self.floats, row) {
+            return Some(Property::Float(floats.value(row)));
+        }
+        if let Some(ints) = valid(self.ints, row) {
+            return Some(Property::Int(ints.value(row)));
+        }
+        if let Some(strings) = valid(self.strings, row) {
+            return Some(Property::String(strings.value(row).into()));
+        }
+        if let Some(bools) = valid(self.bools, row) {
+            return Some(Property::Bool(bools.value(row)));
+        }
+        let json = valid(self.json, row)?.value(row);
+        Some(if json == "null" { Property::Null } else { Property::Json(json) })
+    }
+}
+
+/// Puts a segment's properties together again as JSON objects.
+fn json_objects(found: &RecordBatch) -> Result<ArrayRef> {
+    let mut properties: Vec<(&str, String, Shredded<'_>)> = Vec::new();
+    for field in found.schema_ref().fields() {
+        if let Some(name) = PropertyTag::property(field.name())
+            && !properties.iter().any(|(known, ..)| *known == name)
+        {
+            properties.push((name, format!("{}:", json_string(name)), Shredded::of(name, found)));
+        }
+    }
+    let extra = found.column_by_name(names::EXTRA).map(|array| array.as_string_view());
+    let mut objects = StringViewBuilder::with_capacity(found.num_rows());
+    let mut json = String::new();
+    for row in 0..found.num_rows() {
+        json.clear();
+        json.push('{');
+        for (_, label, shredded) in &properties {
+            if let Some(value) = shredded.value(row) {
+                if json.len() > 1 {
+                    json.push(',');
+                }
+                json.push_str(label);
+                value.write_json(&mut json);
+            }
+        }
+        if let Some(extra) = extra.filter(|extra| extra.is_valid(row)) {
+            if json.len() > 1 {
+                json.push(',');
+            }
+            json.push_str(extra.value(row));
+        }
+        json.push('}');
+        objects.append_value(&json);
+    }
+    Ok(Arc::new(objects.finish()))
+}

@@ -1,0 +1,416 @@
+//! The shard against a model: any run of commands, crashes, seals and segments leaves what a plain list would hold.
+//!
+//! Guards P3 (a batch takes effect once), P5 (the same content on every engine and in every tier) and the recovery rule
+//! (after a crash the log is applied again from what was flushed, to the same outcomes).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use galoo_proto::{
+    ChunkId, GameId, Hlc, Keyspace, Seq, ShardId, TokenRange,
+    command::{AppendEvents, BatchId, Command, MutatePlayer, Outcome, PropertyKinds, Seal, command::Body, outcome},
+    value::{Event, Mutation, Null, Precondition, Value, mutation::Change, value::Kind},
+};
+use galoo_storage::{
+    compaction::{build_segment, commit_segment},
+    engine::{Direction, Engine, memory::MemoryEngine, rocks, rocks::RocksEngine},
+    properties,
+    segment::SegmentFiles,
+    shard::{Checksum, Shard},
+    view::{EventFilter, Source, View},
+};
+use proptest::prelude::*;
+use prost::Message;
+
+const KEYSPACE: Keyspace = Keyspace(3);
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Events of (player, time, kind), under number `number` of a producer if there is one.
+    Append { number: Option<u64>, events: Vec<(u8, i64, u8)> },
+    /// Sends an earlier append command again.
+    Repeat(usize),
+    /// Adds to a counter when it has an expected value.
+    Increment { player: u8, by: i64, expected: Option<i64> },
+    /// Deletes the counter.
+    Delete { player: u8 },
+    /// Seals whatever chunk is open.
+    Seal,
+    /// Turns all sealed chunks into one segment.
+    Build,
+    /// Flushes the engine.
+    Flush,
+    /// Loses what was not flushed; the log is applied again.
+    Crash,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let events = prop::collection::vec((0u8..4, 0i64..40, 0u8..6), 1..8);
+    prop_oneof![
+        4 => (prop::option::of(0u64..6), events).prop_map(|(number, events)| Step::Append { number, events }),
+        2 => (0usize..8).prop_map(Step::Repeat),
+        2 => (0u8..4, -5i64..6, prop::option::of(0i64..4)).prop_map(|(player, by, expected)| Step::Increment { player, by, expected }),
+        1 => (0u8..4).prop_map(|player| Step::Delete { player }),
+        2 => Just(Step::Seal),
+        2 => Just(Step::Build),
+        1 => Just(Step::Flush),
+        1 => Just(Step::Crash),
+    ]
+}
+
+/// Properties of every kind, so that tiers must keep integers, floats, null, absent and nested apart.
+fn event((player, time, kind): (u8, i64, u8)) -> Event {
+    let properties = match kind {
+        0 => String::new(),
+        1 => format!(r#"{{"x":{time},"name":"é\"{player}"}}"#),
+        2 => format!(r#"{{"x":{time}.5,"gone":null}}"#),
+        3 => r#"{"x":"text","nested":{"a":[1,2.0,null]},"ok":true}"#.to_owned(),
+        4 => r#"{"x":123456789012345678901234567890,"name":""}"#.to_owned(),
+        _ => r#"{"ok":false,"x":9007199254740993}"#.to_owned(),
+    };
+    Event { player_id: format!("p{player}"), event_time_ms: time, event_type: format!("t{}", kind % 3), properties }
+}
+
+fn append(number: Option<u64>, events: Vec<Event>) -> Body {
+    let mut kinds: BTreeMap<String, properties::Kinds> = BTreeMap::new();
+    for event in &events {
+        for (name, kind) in properties::check(&event.properties).expect("valid") {
+            let known = kinds.entry(name.into_owned()).or_default();
+            *known = known.with(kind);
+        }
+    }
+    let batch = number.map(|number| BatchId {
+        producer_id: "file:a:1:00".into(),
+        number,
+        registered_at: 1,
+        ..Default::default()
+    });
+    let properties = kinds.into_iter().map(|(name, kinds)| PropertyKinds { name, kinds: kinds.0.into() }).collect();
+    Body::Append(AppendEvents { range: Some(TokenRange::FULL.into()), batch, events, properties })
+}
+
+fn int(value: i64) -> Value {
+    Value { kind: Some(Kind::Int(value)) }
+}
+
+/// What a shard must hold.
+#[derive(Default)]
+struct Model {
+    events: Vec<Event>,
+    counters: HashMap<String, i64>,
+    numbers: HashMap<u64, Vec<Event>>,
+}
+
+struct World {
+    engine: Arc<dyn Engine>,
+    memory: Option<MemoryEngine>,
+    files: Arc<SegmentFiles>,
+    shard: Shard,
+    log: Vec<Vec<u8>>,
+    outcomes: Vec<Outcome>,
+}
+
+fn open(engine: &Arc<dyn Engine>) -> Shard {
+    Shard::open(engine.clone(), KEYSPACE, ShardId(5), GameId(1), TokenRange::FULL).expect("opens")
+}
+
+impl World {
+    fn new(folder: &std::path::Path, engine: Arc<dyn Engine>, memory: Option<MemoryEngine>) -> Self {
+        let files = Arc::new(SegmentFiles::new(folder).expect("folder"));
+        let shard = open(&engine);
+        Self { engine, memory, files, shard, log: vec![], outcomes: vec![] }
+    }
+
+    fn apply(&mut self, body: Body) -> Outcome {
+        let hlc = Hlc::from_millis(1_000 + self.log.len() as u64).0;
+        let command = Command { version: 1, hlc, body: Some(body) }.encode_to_vec();
+        let outcome = self.shard.apply(self.log.len() as u64 + 1, &command).expect("applies");
+        self.log.push(command);
+        self.outcomes.push(outcome.clone());
+        outcome
+    }
+
+    fn view(&self) -> View {
+        View::open(self.engine.snapshot(), KEYSPACE, self.files.clone()).expect("opens").unwrap_or_else(|| {
+            // Nothing was applied yet.
+            panic!("the keyspace is empty")
+        })
+    }
+
+    fn build(&mut self) {
+        let view = self.view();
+        let open = self.shard.state().open.unwrap_or_default().id;
+        let sealed: Vec<u64> = view
+            .sources()
+            .iter()
+            .filter_map(|source| match source {
+                Source::Chunk(chunk) if chunk.id != open => Some(chunk.id),
+                _ => None,
+            })
+            .collect();
+        if let (Some(first), Some(last)) = (sealed.first(), sealed.last()) {
+            let record = build_segment(&view, &self.files, KEYSPACE, ChunkId(*first), ChunkId(*last)).expect("builds");
+            assert!(commit_segment(&self.engine, KEYSPACE, &record).expect("commits"));
+        }
+    }
+
+    /// Loses what was not flushed and applies the log again: every outcome must be the first one.
+    fn crash(&mut self) {
+        let Some(memory) = &self.memory else { return };
+        memory.crash();
+        self.shard = open(&self.engine);
+        let from = usize::try_from(self.shard.applied()).expect("small");
+        for (at, command) in self.log.iter().enumerate().skip(from) {
+            let outcome = self.shard.apply(at as u64 + 1, command).expect("applies");
+            assert_eq!(outcome, self.outcomes[at], "command {} answers otherwise after a crash", at + 1);
+        }
+    }
+}
+
+/// What an event says, whatever the order of its members.
+fn said(event: &Event) -> (String, i64, String, serde_json::Value) {
+    let text = if event.properties.is_empty() { "{}" } else { &event.properties };
+    let properties = serde_json::from_str(text).expect("JSON");
+    (event.player_id.clone(), event.event_time_ms, event.event_type.clone(), properties)
+}
+
+fn check(world: &World, model: &Model) {
+    if world.log.is_empty() {
+        return;
+    }
+    let view = world.view();
+    let stored: Vec<_> = view.events_after(Seq(0), EventFilter::default()).collect::<Result<_, _>>().expect("reads");
+    assert_eq!(
+        stored.iter().map(|event| event.seq).collect::<Vec<_>>(),
+        (1..=model.events.len() as u64).collect::<Vec<_>>()
+    );
+    let found: Vec<_> = stored.iter().map(|stored| said(stored.event.as_ref().expect("event"))).collect();
+    assert_eq!(found, model.events.iter().map(said).collect::<Vec<_>>());
+    let kinds: Vec<_> = stored
+        .iter()
+        .map(|one| one.event.clone().expect("event"))
+        .flat_map(|event| {
+            properties::check(&event.properties)
+                .expect("valid")
+                .into_iter()
+                .map(|(name, kind)| (name.into_owned(), kind))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let catalog: HashMap<_, _> = view.properties().expect("reads").into_iter().collect();
+    assert!(kinds.iter().all(|(name, kind)| kind.within(catalog[name])), "a value's kind is missing in the catalog");
+    for player in 0..4u8 {
+        let player = format!("p{player}");
+        for (direction, limit) in [(Direction::Forward, 1_000), (Direction::Backward, 3)] {
+            let filter = EventFilter {
+                time_ms: 5..30,
+                event_types: Some(vec!["t0".into(), "t1".into()]),
+                ..EventFilter::player(&player)
+            };
+            let mut expected: Vec<_> = model
+                .events
+                .iter()
+                .enumerate()
+                .map(|(at, event)| (event.event_time_ms, at as u64 + 1, event))
+                .collect();
+            expected.retain(|(time, _, event)| {
+                event.player_id == player && filter.time_ms.contains(time) && event.event_type != "t2"
+            });
+            expected.sort_by_key(|(time, seq, _)| (*time, *seq));
+            if direction == Direction::Backward {
+                expected.reverse();
+            }
+            let expected: Vec<_> = expected.iter().map(|(_, seq, _)| *seq).collect();
+            let mut paged = Vec::new();
+            let mut after = None;
+            loop {
+                let page = view.player_page(&filter, direction, after, limit).expect("reads");
+                paged.extend(page.events.iter().map(|event| event.seq));
+                after =
+                    page.events.last().map(|last| (last.event.as_ref().expect("event").event_time_ms, Seq(last.seq)));
+                if !page.more {
+                    break;
+                }
+            }
+            assert_eq!(paged, expected, "{player} {direction:?}");
+        }
+        let cells = view.cells(&player, None, None).expect("reads");
+        let found = cells.first().map(|cell| cell.value.clone().expect("value"));
+        assert_eq!(found, model.counters.get(&player).map(|value| int(*value)), "{player}");
+        assert!(cells.len() <= 1);
+    }
+}
+
+fn run(steps: &[Step], world: &mut World) -> Model {
+    let mut model = Model::default();
+    let mut sent: Vec<(Option<u64>, Vec<Event>)> = Vec::new();
+    let store = |world: &mut World, model: &mut Model, number: Option<u64>, events: Vec<Event>| {
+        let outcome = world.apply(append(number, events.clone()));
+        match (number.and_then(|number| model.numbers.get(&number)), outcome.result) {
+            (Some(known), Some(outcome::Result::Appended(appended))) => {
+                assert!(appended.duplicate && *known == events, "a used number took other content");
+            }
+            (Some(known), Some(outcome::Result::Rejected(_))) => assert_ne!(*known, events),
+            (None, Some(outcome::Result::Appended(appended))) => {
+                assert_eq!(
+                    (appended.first_seq, appended.count as usize),
+                    (model.events.len() as u64 + 1, events.len())
+                );
+                model.events.extend(events.clone());
+                if let Some(number) = number {
+                    model.numbers.insert(number, events);
+                }
+            }
+            (known, other) => panic!("{known:?} answered with {other:?}"),
+        }
+    };
+    for step in steps {
+        match step {
+            Step::Append { number, events } => {
+                let events: Vec<_> = events.iter().copied().map(event).collect();
+                sent.push((*number, events.clone()));
+                store(world, &mut model, *number, events);
+            }
+            Step::Repeat(at) => {
+                if let Some((number, events)) = sent.get(*at).cloned() {
+                    store(world, &mut model, number, events);
+                }
+            }
+            Step::Increment { player, by, expected } => {
+                let player_id = format!("p{player}");
+                let cell = ("counters".to_owned(), "n".to_owned());
+                let equals = expected.map(int);
+                let precondition = Precondition { family: cell.0.clone(), qualifier: cell.1.clone(), equals };
+                let mutation = Mutation { family: cell.0, qualifier: cell.1, change: Some(Change::Increment(*by)) };
+                let known = model.counters.get(&player_id).copied();
+                let mutate = MutatePlayer {
+                    range: Some(TokenRange::FULL.into()),
+                    player_id: player_id.clone(),
+                    preconditions: vec![precondition],
+                    mutations: vec![mutation],
+                    ..Default::default()
+                };
+                match world.apply(Body::Mutate(mutate)).result {
+                    Some(outcome::Result::Mutated(mutated)) => {
+                        assert_eq!(known, *expected);
+                        let new = known.unwrap_or(0) + by;
+                        assert_eq!(mutated.values, vec![int(new)]);
+                        model.counters.insert(player_id, new);
+                    }
+                    Some(outcome::Result::Rejected(rejection)) => {
+                        assert_ne!(known, *expected);
+                        assert_eq!(rejection.found, known.map(int));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            Step::Delete { player } => {
+                let change = Some(Change::Delete(Null::Null.into()));
+                let mutation = Mutation { family: "counters".into(), qualifier: "n".into(), change };
+                let player_id = format!("p{player}");
+                model.counters.remove(&player_id);
+                let range = Some(TokenRange::FULL.into());
+                world.apply(Body::Mutate(MutatePlayer {
+                    range,
+                    player_id,
+                    mutations: vec![mutation],
+                    ..Default::default()
+                }));
+            }
+            Step::Seal => {
+                let chunk = world.shard.state().open.unwrap_or_default().id;
+                world.apply(Body::Seal(Seal { chunk }));
+            }
+            Step::Build if world.log.is_empty() => {}
+            Step::Build => world.build(),
+            Step::Flush => world.engine.flush().expect("flushes"),
+            Step::Crash => world.crash(),
+        }
+        check(world, &model);
+    }
+    model
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+    #[test]
+    fn any_run_leaves_what_the_model_holds(steps in prop::collection::vec(step(), 1..24)) {
+        let folder = tempfile::tempdir().expect("folder");
+        let memory = MemoryEngine::default();
+        let mut world = World::new(&folder.path().join("memory"), Arc::new(memory.clone()), Some(memory));
+        run(&steps, &mut world);
+        if world.log.is_empty() {
+            return Ok(());
+        }
+        let sum = Checksum::of(&world.view()).expect("sums");
+
+        // The same log on RocksDB, in one tier only: the same content, the same checksum.
+        let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&folder.path().join("rocks"), &rocks::Options::default()).expect("opens"));
+        let mut other = World::new(&folder.path().join("segments"), engine, None);
+        for (at, command) in world.log.iter().enumerate() {
+            let outcome = other.shard.apply(at as u64 + 1, command).expect("applies");
+            prop_assert_eq!(&outcome, &world.outcomes[at]);
+        }
+        prop_assert_eq!(Checksum::of(&other.view()).expect("sums"), sum);
+    }
+}
+
+/// A bit that flips in a segment is reported with file and offset and never returned as data (P7).
+#[test]
+fn a_flipped_bit_is_an_error_wherever_it_is() {
+    let folder = tempfile::tempdir().expect("folder");
+    let memory = MemoryEngine::default();
+    let mut world = World::new(folder.path(), Arc::new(memory.clone()), Some(memory));
+    let events: Vec<_> = (0..200u8).map(|i| event((i % 4, i64::from(i), i % 6))).collect();
+    world.apply(append(None, events));
+    world.apply(Body::Seal(Seal { chunk: 1 }));
+    world.build();
+    let before = Checksum::of(&world.view()).expect("sums");
+    let Source::Segment(record) = world.view().sources()[0].clone() else { panic!("no segment") };
+    let path = world.files.path(KEYSPACE, galoo_proto::SegmentId(record.id));
+    let good = std::fs::read(&path).expect("reads");
+    for at in (0..good.len()).step_by(97) {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        std::fs::write(&path, &bad).expect("writes");
+        // A fresh set of files: nothing is open or verified yet.
+        let files = Arc::new(SegmentFiles::new(folder.path()).expect("folder"));
+        let view = View::open(world.engine.snapshot(), KEYSPACE, files).expect("opens").expect("there");
+        let error = Checksum::of(&view).expect_err("a flipped bit").to_string();
+        assert!(error.contains("corrupt segment at offset 0 of") && error.contains(".parquet"), "{error}");
+    }
+    std::fs::write(&path, &good[..good.len() - 1]).expect("writes");
+    let files = Arc::new(SegmentFiles::new(folder.path()).expect("folder"));
+    let view = View::open(world.engine.snapshot(), KEYSPACE, files.clone()).expect("opens").expect("there");
+    assert!(Checksum::of(&view).is_err(), "a file cut short");
+    std::fs::write(&path, &good).expect("writes");
+    let view = View::open(world.engine.snapshot(), KEYSPACE, files).expect("opens").expect("there");
+    assert_eq!(Checksum::of(&view).expect("sums"), before);
+}
+
+/// An appended file's last run is sent again with more events behind the first ones: only these are stored.
+#[test]
+fn a_batch_that_may_grow_stores_what_is_new_once() {
+    let folder = tempfile::tempdir().expect("folder");
+    let memory = MemoryEngine::default();
+    let mut world = World::new(folder.path(), Arc::new(memory.clone()), Some(memory));
+    let mut send = |count: u8, may_grow: bool| {
+        let Body::Append(mut body) = append(Some(4), (0..count).map(|i| event((0, i64::from(i), 1))).collect()) else {
+            panic!("not an append")
+        };
+        body.batch.as_mut().expect("numbered").may_grow = may_grow;
+        match world.apply(Body::Append(body)).result {
+            Some(outcome::Result::Appended(appended)) => Some((appended.count, appended.duplicate)),
+            _ => None,
+        }
+    };
+    assert_eq!(send(3, true), Some((3, false)));
+    assert_eq!(send(3, true), Some((3, true)));
+    assert_eq!(send(5, false), Some((2, false)));
+    assert_eq!(send(5, false), Some((2, true)));
+    assert_eq!(send(6, false), None, "a batch that was complete does not grow");
+    assert_eq!(send(4, false), None, "nor does it shrink");
+    assert_eq!(world.shard.state().events, 5);
+}
