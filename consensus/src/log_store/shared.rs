@@ -1,0 +1,125 @@
+//! The shared log on raft-engine. The one module that names `raft_engine`.
+//!
+//! All groups append to the same files; a write is one record and one `fdatasync`. Records larger than a threshold are
+//! LZ4-compressed by the engine, and each has a CRC. The engine drops a bad record at the end of the last file as a torn
+//! tail; whether that lost something that was synced is checked against the state machines when groups are opened
+//! ([`crate::Error::Damaged`]).
+
+use std::path::Path;
+
+use raft::eraftpb::{Entry, HardState};
+use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+
+use super::{GroupRecord, GroupWrite, LogStore};
+use crate::{Error, GroupId, Result};
+
+const RECORD: &[u8] = b"record";
+const HARD_STATE: &[u8] = b"hard_state";
+
+/// Log files are closed at this size.
+const FILE_BYTES: u64 = 64 << 20;
+/// Above so many bytes of log, what is still needed of the oldest files is rewritten and the files are removed.
+const PURGE_BYTES: u64 = 512 << 20;
+
+#[derive(Clone)]
+struct RaftEntry;
+
+impl MessageExt for RaftEntry {
+    type Entry = Entry;
+
+    fn index(entry: &Entry) -> u64 {
+        entry.index
+    }
+}
+
+impl From<raft_engine::Error> for Error {
+    fn from(error: raft_engine::Error) -> Self {
+        Self::Log(error.to_string())
+    }
+}
+
+/// The log in a folder of the node.
+pub struct SharedLog {
+    engine: Engine,
+}
+
+impl SharedLog {
+    /// Opens the log in a folder, and makes it when the folder is empty.
+    pub fn open(folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(|error| Error::Log(format!("create {}: {error}", folder.display())))?;
+        let config = Config {
+            dir: folder.to_string_lossy().into_owned(),
+            recovery_mode: RecoveryMode::TolerateTailCorruption,
+            recovery_threads: 2,
+            target_file_size: ReadableSize(FILE_BYTES),
+            purge_threshold: ReadableSize(PURGE_BYTES),
+            ..Config::default()
+        };
+        Ok(Self { engine: Engine::open(config)? })
+    }
+
+    /// Removes log files that hold nothing that is still needed.
+    ///
+    /// Returns the groups that hold on to old files: cutting their logs lets more go.
+    pub fn purge(&self) -> Result<Vec<GroupId>> {
+        Ok(self.engine.purge_expired_files()?.into_iter().map(GroupId).collect())
+    }
+
+    /// Bytes of the log's files.
+    pub fn bytes(&self) -> u64 {
+        self.engine.get_used_size() as u64
+    }
+}
+
+impl LogStore for SharedLog {
+    fn groups(&self) -> Result<Vec<(GroupId, GroupRecord)>> {
+        let mut groups = Vec::new();
+        for group in self.engine.raft_groups() {
+            let damaged = |reason: &str| Error::Damaged { group: GroupId(group), reason: reason.to_owned() };
+            let Some(bytes) = self.engine.get(group, RECORD) else {
+                return Err(damaged("the log holds entries and no record of it"));
+            };
+            let record = GroupRecord::decode(&bytes).ok_or_else(|| damaged("its record does not decode"))?;
+            groups.push((GroupId(group), record));
+        }
+        Ok(groups)
+    }
+
+    fn hard_state(&self, group: GroupId) -> Result<Option<HardState>> {
+        Ok(self.engine.get_message(group.0, HARD_STATE)?)
+    }
+
+    fn write(&self, writes: &[(GroupId, GroupWrite)]) -> Result<()> {
+        let mut batch = LogBatch::with_capacity(writes.len());
+        for (group, write) in writes {
+            if write.clear {
+                batch.add_command(group.0, Command::Clean);
+            }
+            if let Some(record) = &write.record {
+                batch.put(group.0, RECORD.to_vec(), record.encode())?;
+            }
+            if let Some(hard_state) = &write.hard_state {
+                batch.put_message(group.0, HARD_STATE.to_vec(), hard_state)?;
+            }
+            batch.add_entries::<RaftEntry>(group.0, &write.entries)?;
+            if let Some(cut) = write.cut {
+                batch.add_command(group.0, Command::Compact { index: cut + 1 });
+            }
+        }
+        if !batch.is_empty() {
+            self.engine.write(&mut batch, true)?;
+        }
+        Ok(())
+    }
+
+    fn entries(&self, group: GroupId, low: u64, high: u64, bytes_max: Option<u64>) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        let bytes_max = bytes_max.and_then(|bytes| usize::try_from(bytes).ok());
+        self.engine.fetch_entries_to::<RaftEntry>(group.0, low, high, bytes_max, &mut entries)?;
+        Ok(entries)
+    }
+
+    fn bounds(&self, group: GroupId) -> Result<Option<(u64, u64)>> {
+        Ok(self.engine.first_index(group.0).zip(self.engine.last_index(group.0)))
+    }
+}
