@@ -1,0 +1,279 @@
+//! The meta group's state machine: games, shards and nodes.
+//!
+//! The state is a set of records (key to protobuf message). [`MetaState::apply`] changes it in memory and returns the
+//! records that changed, so that whoever keeps it writes them in one batch with the applied index.
+
+use std::collections::BTreeMap;
+
+use galoo_proto::{
+    GameId, NodeId, ShardId, TokenRange,
+    limits::{GAMES_MAX, SHARDS_MAX},
+    meta::{
+        CreateGame, GameRecord, MetaCommand, MetaOutcome, NextIds, NodeRecord, Rejection, ShardRecord,
+        meta_command::Body, meta_outcome, rejection::Reason,
+    },
+};
+use prost::Message;
+
+use crate::FIRST_SHARD;
+
+/// The newest format of [`MetaCommand`] that this version knows.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// What the meta group knows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MetaState {
+    games: BTreeMap<String, GameRecord>,
+    shards: BTreeMap<ShardId, ShardRecord>,
+    nodes: BTreeMap<NodeId, NodeRecord>,
+    next: NextIds,
+    /// Counts the commands that changed anything: caches compare it.
+    version: u64,
+}
+
+/// A record that a command changed; `None` removes it.
+pub type RecordChange = (Vec<u8>, Option<Vec<u8>>);
+
+/// Why a stored record or a command cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// It does not decode.
+    #[error("{what} does not decode: {reason}")]
+    Malformed {
+        /// What was read.
+        what: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// It is of a newer format.
+    #[error("meta command has format version {found}; this version knows up to {FORMAT_VERSION}")]
+    Newer {
+        /// Its version.
+        found: u32,
+    },
+}
+
+const GAME: &[u8] = b"game/";
+const SHARD: &[u8] = b"shard/";
+const NODE: &[u8] = b"node/";
+const NEXT: &[u8] = b"next";
+
+fn key(prefix: &[u8], id: &[u8]) -> Vec<u8> {
+    [prefix, id].concat()
+}
+
+fn decode<M: Message + Default>(what: &'static str, bytes: &[u8]) -> Result<M, Unreadable> {
+    M::decode(bytes).map_err(|error| Unreadable::Malformed { what, reason: error.to_string() })
+}
+
+impl MetaState {
+    /// Rebuilds the state from its records, in any order.
+    pub fn load<'a>(records: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Result<Self, Unreadable> {
+        let mut state = Self::default();
+        for (key, value) in records {
+            if key.starts_with(GAME) {
+                let game: GameRecord = decode("game", value)?;
+                state.games.insert(game.name.clone(), game);
+            } else if key.starts_with(SHARD) {
+                let shard: ShardRecord = decode("shard", value)?;
+                state.shards.insert(ShardId(shard.id), shard);
+            } else if key.starts_with(NODE) {
+                let node: NodeRecord = decode("node", value)?;
+                state.nodes.insert(NodeId(node.id), node);
+            } else if key == NEXT {
+                state.next = decode("next ids", value)?;
+            }
+        }
+        Ok(state)
+    }
+
+    /// The records of a cluster that is formed of these nodes.
+    pub fn formed(nodes: impl IntoIterator<Item = NodeRecord>) -> Vec<RecordChange> {
+        let record = |node: NodeRecord| (key(NODE, &node.id.to_be_bytes()), Some(node.encode_to_vec()));
+        nodes.into_iter().map(record).collect()
+    }
+
+    /// All games, by name.
+    pub fn games(&self) -> impl Iterator<Item = &GameRecord> {
+        self.games.values()
+    }
+
+    /// A game by its name.
+    pub fn game(&self, name: &str) -> Option<&GameRecord> {
+        self.games.get(name)
+    }
+
+    /// All shards, by id.
+    pub fn shards(&self) -> impl Iterator<Item = &ShardRecord> {
+        self.shards.values()
+    }
+
+    /// All nodes, by id.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes.values()
+    }
+
+    /// Grows with every command that changed anything.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Applies a command and returns its outcome, equal on every replica, and the records that it changed.
+    pub fn apply(&mut self, command: &[u8]) -> Result<(MetaOutcome, Vec<RecordChange>), Unreadable> {
+        let command: MetaCommand = decode("meta command", command)?;
+        if command.version > FORMAT_VERSION {
+            return Err(Unreadable::Newer { found: command.version });
+        }
+        let (outcome, changes) = match command.body {
+            None => (MetaOutcome::default(), Vec::new()),
+            Some(Body::CreateGame(create)) => self.create_game(create),
+            Some(Body::DropGame(drop)) => self.drop_game(&drop.name),
+        };
+        self.version += u64::from(!changes.is_empty());
+        Ok((outcome, changes))
+    }
+
+    fn create_game(&mut self, create: CreateGame) -> (MetaOutcome, Vec<RecordChange>) {
+        if self.games.contains_key(&create.name) {
+            return refused(Reason::GameExists, 0, 0);
+        }
+        if self.games.len() >= GAMES_MAX {
+            return refused(Reason::TooManyGames, GAMES_MAX as u64, self.games.len() as u64);
+        }
+        let replicas = create.replicas as usize;
+        if replicas > self.nodes.len() {
+            return refused(Reason::TooFewNodes, create.replicas.into(), self.nodes.len() as u64);
+        }
+        let shards = self.shards.len() + create.shards as usize;
+        if shards > SHARDS_MAX {
+            return refused(Reason::TooManyShards, SHARDS_MAX as u64, shards as u64);
+        }
+        let id = GameId(self.next.game.max(1));
+        let first = self.next.shard.max(FIRST_SHARD.0);
+        let game = GameRecord { id: id.0, name: create.name, shards: create.shards, replicas: create.replicas };
+        let nodes: Vec<u64> = self.nodes.keys().map(|node| node.0).collect();
+        let mut changes = vec![(key(GAME, game.name.as_bytes()), Some(game.encode_to_vec()))];
+        for (place, range) in TokenRange::cut(create.shards).into_iter().enumerate() {
+            // Round robin: each node gets its share of replicas, and of first voters.
+            let voters = (0..replicas).map(|replica| nodes[(place + replica) % nodes.len()]).collect();
+            let id = first + place as u64;
+            let shard = ShardRecord { id, game: game.id, start: range.start, end: range.end, voters };
+            changes.push((key(SHARD, &id.to_be_bytes()), Some(shard.encode_to_vec())));
+            self.shards.insert(ShardId(id), shard);
+        }
+        self.next = NextIds { game: id.0 + 1, shard: first + u64::from(create.shards) };
+        changes.push((NEXT.to_vec(), Some(self.next.encode_to_vec())));
+        self.games.insert(game.name.clone(), game.clone());
+        (MetaOutcome { result: Some(meta_outcome::Result::Game(game)) }, changes)
+    }
+
+    fn drop_game(&mut self, name: &str) -> (MetaOutcome, Vec<RecordChange>) {
+        let Some(game) = self.games.remove(name) else { return refused(Reason::GameUnknown, 0, 0) };
+        let mut changes = vec![(key(GAME, name.as_bytes()), None)];
+        self.shards.retain(|id, shard| {
+            let stays = shard.game != game.id;
+            if !stays {
+                changes.push((key(SHARD, &id.0.to_be_bytes()), None));
+            }
+            stays
+        });
+        (MetaOutcome { result: Some(meta_outcome::Result::Game(game)) }, changes)
+    }
+}
+
+fn refused(reason: Reason, limit: u64, found: u64) -> (MetaOutcome, Vec<RecordChange>) {
+    let rejection = Rejection { reason: reason.into(), limit, found };
+    (MetaOutcome { result: Some(meta_outcome::Result::Rejected(rejection)) }, Vec::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use galoo_proto::{meta::DropGame, shard_map::ShardRanges};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn node(id: u64) -> NodeRecord {
+        NodeRecord { id, grpc_addr: format!("n{id}"), zone: String::new() }
+    }
+
+    fn create(name: &str, shards: u32, replicas: u32) -> Vec<u8> {
+        let body = Body::CreateGame(CreateGame { name: name.to_owned(), shards, replicas });
+        MetaCommand { version: 1, hlc: 0, body: Some(body) }.encode_to_vec()
+    }
+
+    fn drop_game(name: &str) -> Vec<u8> {
+        let body = Body::DropGame(DropGame { name: name.to_owned() });
+        MetaCommand { version: 1, hlc: 0, body: Some(body) }.encode_to_vec()
+    }
+
+    fn reason(outcome: &MetaOutcome) -> Option<Reason> {
+        match &outcome.result {
+            Some(meta_outcome::Result::Rejected(rejection)) => Reason::try_from(rejection.reason).ok(),
+            _ => None,
+        }
+    }
+
+    fn write(records: &mut HashMap<Vec<u8>, Vec<u8>>, changes: Vec<RecordChange>) {
+        for (key, value) in changes {
+            match value {
+                Some(value) => records.insert(key, value),
+                None => records.remove(&key),
+            };
+        }
+    }
+
+    fn load(records: &HashMap<Vec<u8>, Vec<u8>>) -> MetaState {
+        MetaState::load(records.iter().map(|(key, value)| (key.as_slice(), value.as_slice()))).expect("loads")
+    }
+
+    proptest! {
+        /// Whatever is created and dropped: the state loads from its records as it was, ids are never used again, and
+        /// the shards of every game cover the ring.
+        #[test]
+        fn records_hold_the_state(steps in prop::collection::vec((0u8..4, 1u32..9, 1u32..5), 0..20)) {
+            let mut records = HashMap::new();
+            write(&mut records, MetaState::formed((1..=3).map(node)));
+            let mut state = load(&records);
+            let mut seen = std::collections::HashSet::new();
+            for (name, shards, replicas) in steps {
+                let name = format!("game{name}");
+                let command = if state.game(&name).is_some() { drop_game(&name) } else { create(&name, shards, replicas) };
+                let known = state.clone();
+                let (outcome, changes) = state.apply(&command).expect("applies");
+                if replicas > 3 && known.game(&name).is_none() {
+                    prop_assert_eq!(reason(&outcome), Some(Reason::TooFewNodes));
+                    prop_assert_eq!(&known, &state);
+                }
+                write(&mut records, changes);
+                let loaded = load(&records);
+                prop_assert_eq!(&loaded.games, &state.games);
+                prop_assert_eq!(&loaded.shards, &state.shards);
+                prop_assert_eq!(&loaded.next, &state.next);
+                for shard in state.shards().filter(|shard| !known.shards.contains_key(&ShardId(shard.id))) {
+                    prop_assert!(seen.insert(shard.id), "shard {} is used again", shard.id);
+                }
+                for game in state.games() {
+                    let shards = state.shards().filter(|shard| shard.game == game.id);
+                    let ranges = shards.map(|shard| (TokenRange { start: shard.start, end: shard.end }, ShardId(shard.id)));
+                    prop_assert!(ShardRanges::new(ranges.collect()).is_some());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_game_of_a_name_is_refused_and_changes_nothing() {
+        let mut state = MetaState::default();
+        state.nodes.insert(NodeId(1), node(1));
+        state.apply(&create("sc2", 8, 1)).expect("applies");
+        let before = state.clone();
+        let (outcome, changes) = state.apply(&create("sc2", 4, 1)).expect("applies");
+        assert_eq!(reason(&outcome), Some(Reason::GameExists));
+        assert!(changes.is_empty() && state == before);
+        let (outcome, _) = state.apply(&drop_game("other")).expect("applies");
+        assert_eq!(reason(&outcome), Some(Reason::GameUnknown));
+    }
+}
