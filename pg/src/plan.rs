@@ -1,0 +1,283 @@
+//! From text to a DataFusion plan.
+//!
+//! A statement is parsed in Postgres' dialect. Plain ones go to DataFusion as they are, but for the names of unnamed
+//! columns. Those that name the catalog get a context with the catalog, and the rewrites of `datafusion-pg-catalog` where
+//! they need them. The rewrites replace correlated subqueries by null, which tools do not mind and a player's totals would:
+//! so a statement that reads a table of the game is rewritten only if it cannot be planned as it is written. A plain one
+//! that fails because a function or a type is unknown is tried once more with the catalog, so that a function missing in
+//! `catalog::CATALOG_WORDS` works all the same.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use datafusion::catalog::MemoryCatalogProvider;
+use datafusion::catalog::{CatalogProvider, MemorySchemaProvider};
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::context::SQLOptions;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::Statement as PlannedStatement;
+use datafusion::sql::sqlparser::ast::{
+    ArrayElemTypeDef, CastKind, DataType, Expr, FunctionArguments, Query, SetExpr, Statement, Value, VisitMut,
+    VisitorMut, visit_relations,
+};
+use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
+use datafusion::sql::sqlparser::parser::Parser;
+use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
+
+use super::catalog::{self, PUBLIC};
+use super::error::read_only;
+use super::information_schema::INFORMATION_SCHEMA;
+use super::names::{self, OutputNames};
+use super::pace;
+use super::session::{Identity, Settings};
+use super::statement::Piece;
+use super::{Shared, SqlError};
+
+/// A parsed query.
+#[derive(Debug, Clone)]
+pub(super) struct Parsed {
+    text: String,
+    /// As it is written; `None` if only the rewritten form can be parsed.
+    written: Option<Statement>,
+    /// As the catalog needs it; `None` for a plain statement.
+    rewritten: Option<Statement>,
+    pub(super) names: OutputNames,
+    /// The word of its command tag.
+    pub(super) tag: &'static str,
+}
+
+/// A query with the cut that it reads.
+pub(super) struct Planned {
+    pub(super) context: SessionContext,
+    pub(super) plan: LogicalPlan,
+}
+
+/// Parses one statement, and refuses what is not a query.
+pub(super) fn parse(piece: &Piece) -> Result<Parsed, SqlError> {
+    let text = piece.text.clone();
+    let written = one(Parser::parse_sql(&PostgreSqlDialect {}, &text).map_err(SqlError::from));
+    if !catalog::is_named_in(&piece.tokens) {
+        let mut written = written?;
+        let names = names::prepare(&mut written);
+        let tag = check(&mut written)?;
+        return Ok(Parsed { text, written: Some(written), rewritten: None, names, tag });
+    }
+    let (rewritten, own_names, tag) = rewrite(&text)?;
+    let mut written = written.ok();
+    let names = written.as_mut().map_or(own_names, names::prepare);
+    if let Some(written) = &mut written {
+        check(written)?;
+    }
+    let written = written.filter(|written| reads_a_game(written) && !catalog::casts_to_oid(&piece.tokens));
+    Ok(Parsed { text, written, rewritten: Some(rewritten), names, tag })
+}
+
+fn rewrite(text: &str) -> Result<(Statement, OutputNames, &'static str), SqlError> {
+    let mut statement = one(compatible(text))?;
+    let _ = VisitMut::visit(&mut statement, &mut ArraysOfSubqueries);
+    let names = names::prepare(&mut statement);
+    let tag = check(&mut statement)?;
+    Ok((statement, names, tag))
+}
+
+/// Replaces `array(select ...)`, which DataFusion has not, by null. Tools use it for options that nothing here has.
+struct ArraysOfSubqueries;
+
+impl VisitorMut for ArraysOfSubqueries {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        if let Expr::Function(function) = expr
+            && matches!(function.args, FunctionArguments::Subquery(_))
+            && function.name.to_string().eq_ignore_ascii_case("array")
+        {
+            *expr = Expr::Cast {
+                kind: CastKind::DoubleColon,
+                expr: Box::new(Expr::Value(Value::Null.into())),
+                data_type: DataType::Array(ArrayElemTypeDef::SquareBracket(Box::new(DataType::Text), None)),
+                array: false,
+                format: None,
+            };
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Whether a statement reads a relation that is not the catalog's.
+fn reads_a_game(statement: &Statement) -> bool {
+    visit_relations(statement, |name| {
+        let parts: Vec<String> = name.0.iter().map(|part| part.to_string().replace('"', "")).collect();
+        let is_catalog = match parts.as_slice() {
+            [table] => table.starts_with("pg_"),
+            [.., schema, _] => schema == "pg_catalog" || schema == INFORMATION_SCHEMA,
+            [] => true,
+        };
+        if is_catalog { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })
+    .is_break()
+}
+
+fn compatible(sql: &str) -> Result<Vec<Statement>, SqlError> {
+    static PARSER: OnceLock<PostgresCompatibilityParser> = OnceLock::new();
+    Ok(PARSER.get_or_init(PostgresCompatibilityParser::new).parse(sql)?)
+}
+
+fn one(statements: Result<Vec<Statement>, SqlError>) -> Result<Statement, SqlError> {
+    let mut statements = statements?;
+    match (statements.pop(), statements.is_empty()) {
+        (Some(statement), true) => Ok(statement),
+        _ => Err(SqlError::new("42601", "syntax error: not one statement")),
+    }
+}
+
+/// Finds the command tag; what writes or is no query is an error.
+fn check(statement: &mut Statement) -> Result<&'static str, SqlError> {
+    match statement {
+        Statement::Query(query) => {
+            check_query(query)?;
+            // Every statement reads a cut that nobody changes, so a lock on its rows means nothing.
+            query.locks.clear();
+            Ok("SELECT")
+        }
+        Statement::Explain { statement, .. } => {
+            check(statement)?;
+            Ok("EXPLAIN")
+        }
+        Statement::ExplainTable { .. } => Ok("EXPLAIN"),
+        Statement::Insert(_) => Err(read_only("INSERT")),
+        Statement::Update(_) => Err(read_only("UPDATE")),
+        Statement::Delete(_) => Err(read_only("DELETE")),
+        other => {
+            let text = other.to_string();
+            let word = text.split_whitespace().next().unwrap_or_default();
+            Err(SqlError::new("0A000", format!("{word} is not supported by galoo")))
+        }
+    }
+}
+
+fn check_query(query: &Query) -> Result<(), SqlError> {
+    for with in query.with.iter().flat_map(|with| &with.cte_tables) {
+        check_query(&with.query)?;
+    }
+    check_body(&query.body)
+}
+
+fn check_body(body: &SetExpr) -> Result<(), SqlError> {
+    match body {
+        SetExpr::Select(select) if select.into.is_some() => Err(read_only("SELECT INTO")),
+        SetExpr::Select(_) | SetExpr::Values(_) | SetExpr::Table(_) => Ok(()),
+        SetExpr::Query(query) => check_query(query),
+        SetExpr::SetOperation { left, right, .. } => check_body(left).and_then(|()| check_body(right)),
+        SetExpr::Insert(_) => Err(read_only("INSERT")),
+        SetExpr::Update(_) => Err(read_only("UPDATE")),
+        SetExpr::Delete(_) => Err(read_only("DELETE")),
+        SetExpr::Merge(_) => Err(read_only("MERGE")),
+    }
+}
+
+/// Plans a query over a fresh cut.
+pub(super) async fn plan(
+    shared: &Shared,
+    identity: &Identity,
+    settings: &Arc<Mutex<Settings>>,
+    parsed: &Parsed,
+) -> Result<Planned, SqlError> {
+    let context = if identity.is_game {
+        shared.backend.context(&identity.database).await?
+    } else {
+        empty_context(&identity.database)?
+    };
+    adopt(&context, &identity.database);
+    if let Some(rewritten) = &parsed.rewritten {
+        let context = shared.catalogs.install(context, identity, settings, shared.backend.as_ref()).await?;
+        let plan = match &parsed.written {
+            Some(written) => match plan_in(&context, written).await {
+                Err(error) => plan_in(&context, rewritten).await.map_err(|_| error)?,
+                Ok(plan) => plan,
+            },
+            None => plan_in(&context, rewritten).await?,
+        };
+        return Ok(Planned { context, plan });
+    }
+    let Some(written) = &parsed.written else {
+        return Err(SqlError::new("XX000", "a parsed statement is empty"));
+    };
+    let error = match plan_in(&context, written).await {
+        Ok(plan) => return Ok(Planned { context, plan }),
+        Err(error) if ["42883", "42704"].contains(&error.code) => error,
+        Err(error) => return Err(error),
+    };
+    let context = shared.catalogs.install(context, identity, settings, shared.backend.as_ref()).await?;
+    if let Ok(plan) = plan_in(&context, written).await {
+        return Ok(Planned { context, plan });
+    }
+    let Ok((rewritten, ..)) = rewrite(&parsed.text) else { return Err(error) };
+    let plan = plan_in(&context, &rewritten).await.map_err(|_| error)?;
+    Ok(Planned { context, plan })
+}
+
+async fn plan_in(context: &SessionContext, statement: &Statement) -> Result<LogicalPlan, SqlError> {
+    let statement = PlannedStatement::Statement(Box::new(statement.clone()));
+    let plan = context.state().statement_to_plan(statement).await?;
+    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false).verify_plan(&plan)?;
+    Ok(plan)
+}
+
+/// Runs a plan; its rows come as they are read from the stream.
+pub(super) async fn execute(planned: Planned) -> Result<SendableRecordBatchStream, SqlError> {
+    let physical = planned.context.state().create_physical_plan(&planned.plan).await?;
+    Ok(pace::run(physical, planned.context.task_ctx())?)
+}
+
+/// Makes unqualified names mean the tables of the game, whatever the context's defaults are.
+fn adopt(context: &SessionContext, database: &str) {
+    let state = context.state_ref();
+    let mut state = state.write();
+    let catalog = &mut state.config_mut().options_mut().catalog;
+    catalog.default_catalog = database.to_owned();
+    catalog.default_schema = PUBLIC.to_owned();
+}
+
+/// The context of a database without tables.
+fn empty_context(database: &str) -> Result<SessionContext, SqlError> {
+    let context = SessionContext::new();
+    let catalog = MemoryCatalogProvider::new();
+    catalog.register_schema(PUBLIC, Arc::new(MemorySchemaProvider::new()))?;
+    context.register_catalog(database, Arc::new(catalog));
+    Ok(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::statement::split;
+
+    fn parsed(sql: &str) -> Result<Parsed, SqlError> {
+        parse(&split(sql).unwrap()[0])
+    }
+
+    #[test]
+    fn a_statement_that_reads_a_game_is_kept_as_it_is_written() {
+        assert!(parsed("select version() from events").unwrap().written.is_some());
+        assert!(parsed("select current_user from space.public.events").unwrap().written.is_some());
+        assert!(parsed("select * from pg_class c join pg_catalog.pg_namespace n on true").unwrap().written.is_none());
+        assert!(parsed("select 'a'::regclass from events").unwrap().written.is_none());
+        assert!(parsed("select 1 from events").unwrap().rewritten.is_none());
+    }
+
+    #[test]
+    fn only_queries_pass() {
+        for sql in ["select 1", "with a as (select 1) select * from a", "values (1)", "(select 1) union select 2"] {
+            assert_eq!(parsed(sql).unwrap().tag, "SELECT", "{sql}");
+        }
+        assert_eq!(parsed("explain analyze select 1").unwrap().tag, "EXPLAIN");
+        for sql in
+            ["with a as (insert into t values (1)) select 1", "select 1 into t", "explain insert into t values (1)"]
+        {
+            assert_eq!(parsed(sql).unwrap_err().code, "25006", "{sql}");
+        }
+        assert_eq!(parsed("selec 1").unwrap_err().code, "42601");
+        assert_eq!(parsed("use other").unwrap_err().code, "0A000");
+    }
+}

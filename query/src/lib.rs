@@ -1,0 +1,87 @@
+//! Galoo's SQL: a game's tables on DataFusion.
+//!
+//! [`context`] makes a DataFusion session over views of a game's shards: one consistent cut, taken by the caller after
+//! everything acknowledged was applied. Tables: `events` ([`events`]), `state` and `players` ([`state`]). Filters on
+//! player, time and type are pushed down to the shards ([`pushdown`]); DataFusion checks them again.
+//!
+//! Query knows no Raft and no network: it reads [`View`]s.
+
+mod events;
+mod pushdown;
+mod state;
+mod stream;
+
+use std::{num::NonZeroUsize, sync::Arc};
+
+use datafusion::{
+    catalog::{CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider},
+    error::Result,
+    execution::{
+        memory_pool::{FairSpillPool, TrackConsumersPool},
+        runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
+    },
+    prelude::{SessionConfig, SessionContext},
+};
+use galoo_storage::view::View;
+
+pub use crate::{events::EventsTable, state::StateTable};
+
+/// Names of the columns that the store itself gives to `events`; a property of such a name is `prop.NAME`.
+pub const EVENT_COLUMNS: [&str; 6] = ["player_id", "event_time", "event_type", "seq", "ingest_time", "properties"];
+
+/// Memory and threads of all queries of a node together.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes that sorts, joins and aggregates may hold; beyond it they spill to disk or are refused.
+    pub memory_bytes_max: usize,
+    /// Partitions that one query works on at once.
+    pub partitions: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { memory_bytes_max: 384 << 20, partitions: 2 }
+    }
+}
+
+/// What all queries of a node share.
+pub struct Engine {
+    runtime: Arc<RuntimeEnv>,
+    options: Options,
+}
+
+impl Engine {
+    /// Makes the memory pool and the place to spill to.
+    pub fn new(options: Options) -> Result<Self> {
+        let consumers = NonZeroUsize::new(5).unwrap_or(NonZeroUsize::MIN);
+        let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory_bytes_max), consumers);
+        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?;
+        Ok(Self { runtime, options })
+    }
+
+    /// Makes a session whose catalog is the game, over one cut of its shards. Without views the catalog is empty.
+    pub fn context(&self, game: &str, views: &[View]) -> Result<SessionContext> {
+        let config = SessionConfig::new()
+            .with_default_catalog_and_schema(game, "public")
+            .with_information_schema(true)
+            .with_target_partitions(self.options.partitions)
+            .with_create_default_catalog_and_schema(false);
+        let context = SessionContext::new_with_config_rt(config, self.runtime.clone());
+        let schema = MemorySchemaProvider::new();
+        if !views.is_empty() {
+            let views: Arc<[View]> = views.into();
+            let partitions = self.options.partitions;
+            schema.register_table("events".to_owned(), Arc::new(EventsTable::new(views.clone(), partitions)?))?;
+            schema.register_table("state".to_owned(), Arc::new(StateTable::cells(views.clone())))?;
+            schema.register_table("players".to_owned(), Arc::new(StateTable::players(views)?))?;
+        }
+        let catalog = MemoryCatalogProvider::new();
+        catalog.register_schema("public", Arc::new(schema))?;
+        context.register_catalog(game, Arc::new(catalog));
+        Ok(context)
+    }
+}
+
+fn external(error: galoo_storage::Error) -> datafusion::error::DataFusionError {
+    datafusion::error::DataFusionError::External(Box::new(error))
+}
