@@ -1,0 +1,86 @@
+//! What a call can fail with, by what the caller does next.
+
+use galoo_proto::command::Rejection;
+use tonic::{Code, Status};
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failed call.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// No node answers at the address.
+    #[error("cannot connect to {addr}: {reason}")]
+    Unreachable {
+        /// The address.
+        addr: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The node answered with an error.
+    #[error("{message}")]
+    Status {
+        /// Its kind.
+        code: Code,
+        /// Its words.
+        message: String,
+    },
+    /// A part of a batch was not stored and can be sent again.
+    #[error("s{shard}: {message}")]
+    PartRetry {
+        /// The shard.
+        shard: u64,
+        /// Why.
+        message: String,
+    },
+    /// A part of a batch may or may not be stored: send it again under the same number, or look.
+    #[error("s{shard}: {message}")]
+    OutcomeUnknown {
+        /// The shard.
+        shard: u64,
+        /// Why.
+        message: String,
+    },
+    /// A part of a batch will never be stored.
+    #[error("s{shard}: {message}")]
+    Rejected {
+        /// The shard.
+        shard: u64,
+        /// Why, in words.
+        message: String,
+        /// Why.
+        rejection: Box<Rejection>,
+    },
+    /// The node's answer lacks something that it must have.
+    #[error("malformed answer: {0}")]
+    Malformed(&'static str),
+    /// The stream of batches ended.
+    #[error("the connection ended before the batch was answered")]
+    StreamEnded,
+}
+
+impl Error {
+    /// Whether the same request, if it is safe to repeat, may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Status { code, .. } => {
+                matches!(
+                    code,
+                    Code::Unavailable
+                        | Code::ResourceExhausted
+                        | Code::DeadlineExceeded
+                        | Code::Unknown
+                        | Code::Aborted
+                )
+            }
+            Self::Unreachable { .. } | Self::PartRetry { .. } | Self::OutcomeUnknown { .. } | Self::StreamEnded => true,
+            Self::Rejected { .. } | Self::Malformed(_) => false,
+        }
+    }
+}
+
+impl From<Status> for Error {
+    fn from(status: Status) -> Self {
+        Self::Status { code: status.code(), message: status.message().to_owned() }
+    }
+}

@@ -1,0 +1,162 @@
+//! Exactly-once appends: a producer's numbered batches over one ordered stream.
+
+use std::collections::VecDeque;
+
+use galoo_proto::{
+    Hlc,
+    data::{AppendRequest, AppendResponse, Producer as Stamp, append_part, part_error::Code},
+    value::Event,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use crate::{Client, Error, Result, call, retrying};
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Events that were stored now.
+    pub stored: u64,
+    /// Events that had been stored before.
+    pub duplicates: u64,
+}
+
+/// Reads the answers of a batch's parts: all stored, or the first error.
+pub(crate) fn stored(response: &AppendResponse) -> Result<Stored> {
+    if let Some(error) = &response.error {
+        let code = tonic::Code::from_i32(error.code);
+        return Err(Error::Status { code, message: error.message.clone() });
+    }
+    let mut all = Stored::default();
+    for part in &response.parts {
+        match &part.result {
+            Some(append_part::Result::Appended(appended)) => {
+                let now = if appended.duplicate { 0 } else { u64::from(appended.count) };
+                all.stored += now;
+                all.duplicates += u64::from(part.events) - now.min(u64::from(part.events));
+            }
+            Some(append_part::Result::Error(error)) => {
+                let (shard, message) = (part.shard, error.message.clone());
+                return Err(match error.code() {
+                    Code::Retry => Error::PartRetry { shard, message },
+                    Code::Rejected => {
+                        let rejection = Box::new(error.rejection.clone().unwrap_or_default());
+                        Error::Rejected { shard, message, rejection }
+                    }
+                    Code::OutcomeUnknown | Code::Unspecified => Error::OutcomeUnknown { shard, message },
+                });
+            }
+            None => return Err(Error::Malformed("a part without a result")),
+        }
+    }
+    Ok(all)
+}
+
+/// A registered producer of one game.
+#[derive(Clone)]
+pub struct Producer {
+    client: Client,
+    game: String,
+    producer_id: String,
+    registered_at: Hlc,
+}
+
+impl Producer {
+    /// Registers a producer, or finds it as it first was.
+    pub async fn register(client: &Client, game: &str, producer_id: &str) -> Result<Self> {
+        let registered_at = client.register_producer(game, producer_id).await?;
+        Ok(Self { client: client.clone(), game: game.to_owned(), producer_id: producer_id.to_owned(), registered_at })
+    }
+
+    /// Returns what a request of this producer carries. `acked_below` is at most `number`.
+    pub fn stamp(&self, number: u64, acked_below: u64) -> Stamp {
+        Stamp {
+            producer_id: self.producer_id.clone(),
+            epoch: 0,
+            number,
+            acked_below,
+            registered_at: self.registered_at.0,
+            may_grow: false,
+        }
+    }
+
+    /// Opens a stream of batches; at most `window` of them are unanswered at a time.
+    pub async fn stream(&self, window: usize) -> Result<AppendStream> {
+        let window = window.max(1);
+        let (requests, receiver) = mpsc::channel(window);
+        let answers = self.client.data.clone().append_stream(ReceiverStream::new(receiver)).await?.into_inner();
+        Ok(AppendStream { producer: self.clone(), requests, answers: Some(answers), waiting: VecDeque::new(), window })
+    }
+}
+
+/// The answer to one batch of a stream.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The batch's number.
+    pub number: u64,
+    /// What became of it.
+    pub stored: Stored,
+}
+
+/// Batches on their way, answered in the order in which they were sent.
+pub struct AppendStream {
+    producer: Producer,
+    requests: mpsc::Sender<AppendRequest>,
+    answers: Option<Streaming<AppendResponse>>,
+    waiting: VecDeque<AppendRequest>,
+    window: usize,
+}
+
+impl AppendStream {
+    /// Sends a batch under a number above all sent before, once there is room for it.
+    ///
+    /// Returns the answers that came in meanwhile. `may_grow` marks a batch that a later run may send again with more
+    /// events behind these.
+    pub async fn send(&mut self, number: u64, events: Vec<Event>, may_grow: bool) -> Result<Vec<Answer>> {
+        let mut answers = Vec::new();
+        while self.waiting.len() >= self.window {
+            answers.push(self.answer().await?);
+        }
+        let acked_below =
+            self.waiting.front().and_then(|first| first.producer.as_ref()).map_or(number, |first| first.number);
+        let stamp = Stamp { may_grow, ..self.producer.stamp(number, acked_below) };
+        let request = AppendRequest { game: self.producer.game.clone(), producer: Some(stamp), events };
+        // A broken stream shows when its answer is awaited; the batch is then sent again by itself.
+        let _ = self.requests.send(request.clone()).await;
+        self.waiting.push_back(request);
+        Ok(answers)
+    }
+
+    /// Waits for the answers to everything that was sent.
+    pub async fn finish(mut self) -> Result<Vec<Answer>> {
+        let mut answers = Vec::new();
+        while !self.waiting.is_empty() {
+            answers.push(self.answer().await?);
+        }
+        Ok(answers)
+    }
+
+    /// Awaits the oldest batch's answer; a batch that failed in passing is sent again until it is stored.
+    async fn answer(&mut self) -> Result<Answer> {
+        let response = match &mut self.answers {
+            Some(answers) => answers.message().await.ok().flatten(),
+            None => None,
+        };
+        if response.is_none() {
+            // The stream broke: no answer comes on it any more, and whatever waits is sent again batch by batch.
+            self.answers = None;
+        }
+        let request = self.waiting.pop_front().ok_or(Error::StreamEnded)?;
+        let number = request.producer.as_ref().map_or(0, |stamp| stamp.number);
+        let stored_now = match response.map_or(Err(Error::StreamEnded), |response| stored(&response)) {
+            Ok(stored) => stored,
+            Err(error) if error.is_retryable() => {
+                let client = &self.producer.client;
+                retrying(|| async { stored(&call(client.data.clone().append(request.clone())).await?) }).await?
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Answer { number, stored: stored_now })
+    }
+}
