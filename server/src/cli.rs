@@ -1,0 +1,178 @@
+//! The command line. Each command has `--help` with an example, `--json`, and one of these exit codes:
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | failed: the message says what |
+//! | 2 | wrong usage |
+//! | 3 | refused: bad input, or the state of things (exists already, does not exist, a precondition) |
+//! | 4 | no node answered, or the outcome is unknown: the same command may be tried again |
+
+mod data;
+mod games;
+mod load;
+mod output;
+mod serve;
+mod sql;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use galoo_client::Client;
+use tonic::Code;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::telemetry;
+
+/// Galoo: a distributed storage engine for game events.
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused (bad input or the state of things), \
+                          4 no node answered or the outcome is unknown (the same command may be tried again)";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a node
+    #[command(after_help = "Example: galoo server --data-dir /var/lib/galoo")]
+    Server(serve::ServerArgs),
+    /// Make, list and drop games
+    #[command(subcommand)]
+    Game(games::GameCommand),
+    /// Load events from NDJSON (plain, gzip or zstd; `-` reads standard input)
+    #[command(after_help = "Example: galoo import --game sc2 sc2.ndjson.zst")]
+    Import(load::ImportArgs),
+    /// Store one event
+    #[command(after_help = "Example: galoo append --game rpg ann login --properties '{\"level\":3}'")]
+    Append(data::AppendArgs),
+    /// Read a player's state
+    #[command(after_help = "Example: galoo get --game rpg ann")]
+    Get(data::GetArgs),
+    /// Change a cell of a player's state
+    #[command(after_help = "Example: galoo put --game rpg ann inventory:gold 100")]
+    Put(data::PutArgs),
+    /// Read events: a player's in order of time, or a game's shard by shard
+    #[command(after_help = "Example: galoo scan --game rpg --player ann --newest-first --limit 10")]
+    Scan(data::ScanArgs),
+    /// Follow events as they are stored
+    #[command(after_help = "Example: galoo tail --game rpg --from-start")]
+    Tail(data::TailArgs),
+    /// Ask SQL, interactively or with -c
+    #[command(after_help = "Example: galoo sql --game rpg -c 'select event_type, count(*) from events group by 1'")]
+    Sql(sql::SqlArgs),
+    /// Show nodes, games and shards
+    #[command(after_help = "Example: galoo status --json")]
+    Status(status::StatusArgs),
+    /// Show the checksum of each shard of a game
+    #[command(after_help = "Example: galoo checksum --game rpg")]
+    Checksum(status::ChecksumArgs),
+}
+
+/// What every command that talks to a node takes.
+#[derive(Args, Clone)]
+struct Connection {
+    /// The gRPC address of any node
+    #[arg(long, default_value = "127.0.0.1:7400", env = "GALOO_ADDR")]
+    addr: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Connection {
+    async fn connect(&self) -> Result<Client, Failure> {
+        Ok(Client::connect(&self.addr).await?)
+    }
+}
+
+/// Why a command failed, by its exit code.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Exit code 1.
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+    /// Exit code 3.
+    #[error("{0}")]
+    Refused(String),
+    /// Exit code 4.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+impl From<galoo_client::Error> for Failure {
+    fn from(error: galoo_client::Error) -> Self {
+        use galoo_client::Error;
+        let message = error.to_string();
+        match error {
+            Error::Unreachable { .. } | Error::PartRetry { .. } | Error::OutcomeUnknown { .. } | Error::StreamEnded => {
+                Self::Unreachable(message)
+            }
+            Error::Rejected { .. } => Self::Refused(message),
+            Error::Status { code, .. } => match code {
+                Code::InvalidArgument
+                | Code::NotFound
+                | Code::AlreadyExists
+                | Code::FailedPrecondition
+                | Code::OutOfRange => Self::Refused(message),
+                Code::Unavailable | Code::Unknown | Code::DeadlineExceeded | Code::ResourceExhausted => {
+                    Self::Unreachable(message)
+                }
+                _ => Self::Failed(anyhow::anyhow!(message)),
+            },
+            Error::Malformed(_) => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Refused(_) => 3,
+            Self::Unreachable(_) => 4,
+        }
+    }
+}
+
+/// Runs the command that the process was given.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Server(args) => serve::run(args),
+        command => {
+            telemetry::start_logs(LevelFilter::WARN, false);
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            runtime
+                .map_err(|error| Failure::Failed(error.into()))
+                .and_then(|runtime| runtime.block_on(client_command(command)))
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("galoo: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+async fn client_command(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Server(_) => Ok(()),
+        Command::Game(command) => games::run(command).await,
+        Command::Import(args) => load::run(args).await,
+        Command::Append(args) => data::append(args).await,
+        Command::Get(args) => data::get(args).await,
+        Command::Put(args) => data::put(args).await,
+        Command::Scan(args) => data::scan(args).await,
+        Command::Tail(args) => data::tail(args).await,
+        Command::Sql(args) => sql::run(args).await,
+        Command::Status(args) => status::status(args).await,
+        Command::Checksum(args) => status::checksum(args).await,
+    }
+}

@@ -1,0 +1,243 @@
+//! `galoo import`: sends a file's runs as numbered batches, so that a repeated import stores nothing twice.
+//!
+//! A run's number is the batch's number and the file's identity the producer, whatever the options: an import that was
+//! killed goes on where it was, and so does one of a file that was appended to.
+
+use std::{io::IsTerminal, path::PathBuf, time::Instant};
+
+use anyhow::Context;
+use clap::Args;
+use galoo_client::{Answer, Producer};
+use galoo_import::{
+    dead_letter::{DeadLetters, default_path},
+    detect::{Detection, MappingOptions, detect},
+    identity,
+    instant::TimeUnitOption,
+    mapping::{EventTimes, Mapping},
+    runs::{Run, RunReader},
+    source::{Line, Source, SourceError},
+};
+use galoo_proto::value::Event;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::{Connection, Failure, output};
+
+#[derive(Args)]
+pub(super) struct ImportArgs {
+    /// The file: NDJSON, plain, gzip or zstd; `-` for standard input
+    file: PathBuf,
+    #[arg(long)]
+    game: String,
+    /// Names the source instead of the file's name and content; standard input needs it
+    #[arg(long)]
+    source: Option<String>,
+    /// The field that holds the player [default: detected]
+    #[arg(long)]
+    player_field: Option<String>,
+    /// The field that holds the time [default: detected]
+    #[arg(long)]
+    time_field: Option<String>,
+    /// Its unit: s, ms, us, ns, rfc3339 or auto
+    #[arg(long, default_value = "auto")]
+    time_unit: TimeUnitOption,
+    /// The field that holds the event's type [default: detected]
+    #[arg(long)]
+    type_field: Option<String>,
+    /// Where bad lines go [default: FILE.rejected.ndjson in the current folder]
+    #[arg(long)]
+    rejected: Option<PathBuf>,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Batches on their way at once.
+const WINDOW: usize = 32;
+/// Mapped runs that wait to be sent.
+const RUNS_AHEAD_MAX: usize = 8;
+
+/// A run, mapped.
+struct Batch {
+    number: u64,
+    may_grow: bool,
+    events: Vec<Event>,
+    lines: u64,
+    bad: Vec<(u64, String, Vec<u8>)>,
+}
+
+/// What an import did.
+#[derive(Default)]
+struct Report {
+    lines: u64,
+    bad_lines: u64,
+    stored: u64,
+    duplicates: u64,
+}
+
+impl Report {
+    fn take(&mut self, answers: &[Answer]) {
+        for answer in answers {
+            self.stored += answer.stored.stored;
+            self.duplicates += answer.stored.duplicates;
+        }
+    }
+}
+
+fn source_failure(error: SourceError) -> Failure {
+    Failure::Refused(error.to_string())
+}
+
+/// Finds the fields in the first run.
+fn detected(args: &ImportArgs, first: Option<&Run>) -> Result<Detection, Failure> {
+    let options = MappingOptions {
+        player_field: args.player_field.clone(),
+        time_field: args.time_field.clone(),
+        time_unit: args.time_unit,
+        type_field: args.type_field.clone(),
+    };
+    let lines = first.into_iter().flat_map(Run::lines).filter_map(|(_, line)| match line {
+        Line::Text(text) => Some(text),
+        Line::Blank { .. } | Line::TooLong { .. } => None,
+    });
+    detect(options, lines).map_err(|error| Failure::Refused(error.to_string()))
+}
+
+fn map_run(mapping: &mut Mapping, run: &Run) -> Batch {
+    let mut batch =
+        Batch { number: run.index(), may_grow: run.may_grow(), events: Vec::new(), lines: 0, bad: Vec::new() };
+    for (number, line) in run.lines() {
+        batch.lines += 1;
+        match mapping.map_line(line) {
+            None => {}
+            Some(Ok(event)) => batch.events.push(Event {
+                player_id: event.player_id,
+                event_time_ms: event.event_time_ms,
+                event_type: event.event_type,
+                properties: event.properties,
+            }),
+            Some(Err(reason)) => {
+                let text = match line {
+                    Line::Text(text) => text.to_vec(),
+                    Line::TooLong { head, .. } => head.to_vec(),
+                    Line::Blank { .. } => Vec::new(),
+                };
+                batch.bad.push((number, reason.to_string(), text));
+            }
+        }
+    }
+    batch
+}
+
+/// Reads and maps runs on a thread of its own; returns the times seen and how the source ended.
+fn read_runs(
+    mut first: Option<Run>,
+    mut runs: RunReader,
+    mut mapping: Mapping,
+    batches: &mpsc::Sender<Batch>,
+) -> (Option<EventTimes>, Result<(), SourceError>) {
+    loop {
+        let run = match first.take() {
+            Some(run) => run,
+            None => match runs.next_run() {
+                Ok(Some(run)) => run,
+                Ok(None) => return (mapping.times(), Ok(())),
+                Err(error) => return (mapping.times(), Err(error)),
+            },
+        };
+        if batches.blocking_send(map_run(&mut mapping, &run)).is_err() {
+            return (mapping.times(), Ok(()));
+        }
+    }
+}
+
+pub(super) async fn run(args: ImportArgs) -> Result<(), Failure> {
+    let started = Instant::now();
+    let source = Source::open(&args.file, args.source.as_deref()).map_err(source_failure)?;
+    let (name, prefix, meter) = (source.identity().name.clone(), source.prefix(), source.meter());
+    let (own_key, total_bytes) = (source.source_key(), source.total_bytes());
+    let mut runs = RunReader::new(source);
+    let first = runs.next_run().map_err(source_failure)?;
+    let detection = detected(&args, first.as_ref())?;
+    let quiet = args.connection.json;
+    if !quiet {
+        println!("{detection}");
+    }
+    let client = args.connection.connect().await?;
+    match client.create_game(&args.game, 0, 0).await {
+        Ok(game) if !quiet => println!("created game {} with {} shards", game.name, game.shards),
+        Ok(_) | Err(galoo_client::Error::Status { code: tonic::Code::AlreadyExists, .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let key = if args.source.is_some() {
+        own_key
+    } else {
+        let known = client.list_producers(&args.game, &format!("file:{name}")).await?;
+        identity::choose(&known, &name, &prefix).unwrap_or(own_key)
+    };
+    let producer = Producer::register(&client, &args.game, &key).await?;
+    let mut stream = producer.stream(WINDOW).await?;
+    let mapping = Mapping::new(detection.fields.clone()).map_err(|error| Failure::Refused(error.to_string()))?;
+    let rejected = args.rejected.clone().unwrap_or_else(|| default_path(&name));
+    let mut dead_letters = DeadLetters::new(&rejected).map_err(|error| Failure::Refused(error.to_string()))?;
+    let bar = progress_bar(total_bytes, quiet);
+
+    let (sender, mut batches) = mpsc::channel(RUNS_AHEAD_MAX);
+    let reader = tokio::task::spawn_blocking(move || read_runs(first, runs, mapping, &sender));
+    let mut report = Report::default();
+    while let Some(batch) = batches.recv().await {
+        report.lines += batch.lines;
+        report.bad_lines += batch.bad.len() as u64;
+        for (line, reason, text) in &batch.bad {
+            dead_letters.add(*line, reason, text).context("dead letters")?;
+        }
+        if !batch.events.is_empty() {
+            report.take(&stream.send(batch.number, batch.events, batch.may_grow).await?);
+        }
+        bar.set_position(meter.bytes_read());
+        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+        let rate = (report.stored + report.duplicates) as f64 / started.elapsed().as_secs_f64();
+        bar.set_message(format!("{} lines, {rate:.0} events/s", report.lines));
+    }
+    report.take(&stream.finish().await?);
+    bar.finish_and_clear();
+    let (times, ended) = reader.await.context("the reading thread")?;
+    let rejected = dead_letters.finish().context("dead letters")?;
+    let seconds = started.elapsed().as_secs_f64();
+    if quiet {
+        let range = times.map(|times| json!([times.min_ms, times.max_ms]));
+        println!(
+            "{}",
+            json!({
+                "source": key, "lines": report.lines, "bad_lines": report.bad_lines, "events_stored": report.stored,
+                "duplicates": report.duplicates, "time_range_ms": range, "seconds": seconds,
+                "rejected": rejected.as_ref().map(|path| path.display().to_string()),
+            })
+        );
+    } else {
+        if let Some(times) = times {
+            println!("times from {} to {}", output::time_text(times.min_ms), output::time_text(times.max_ms));
+        }
+        let (stored, duplicates) = (report.stored, report.duplicates);
+        println!(
+            "stored {stored} events ({duplicates} were stored before) of {} lines in {seconds:.1} s",
+            report.lines
+        );
+        if let Some(path) = rejected {
+            println!("{} bad lines: {}", report.bad_lines, path.display());
+        }
+    }
+    ended.map_err(source_failure)
+}
+
+fn progress_bar(total_bytes: Option<u64>, quiet: bool) -> ProgressBar {
+    if quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = total_bytes.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+    let template = "{bar:30} {bytes}/{total_bytes} {msg} {eta}";
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}

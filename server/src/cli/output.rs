@@ -1,0 +1,48 @@
+//! What commands print: tables for people, one JSON value a line for programs.
+
+use comfy_table::{Table, presets::NOTHING};
+use galoo_proto::value::{StoredEvent, Value, value::Kind};
+use serde_json::json;
+
+/// Prints rows under a header, columns aligned.
+pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(header);
+    rows.into_iter().for_each(|row| {
+        table.add_row(row);
+    });
+    println!("{table}");
+}
+
+/// A cell's value as JSON; bytes as hexadecimal digits.
+pub(super) fn value_json(value: &Value) -> serde_json::Value {
+    match &value.kind {
+        None | Some(Kind::Null(_)) => serde_json::Value::Null,
+        Some(Kind::Bool(value)) => json!(value),
+        Some(Kind::Int(value)) => json!(value),
+        Some(Kind::Float(value)) => json!(value),
+        Some(Kind::String(text)) => json!(text),
+        Some(Kind::Json(text)) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
+        Some(Kind::Bytes(bytes)) => json!(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+    }
+}
+
+/// An event as one JSON object; the properties' text stays as it is.
+pub(super) fn event_json(stored: &StoredEvent) -> String {
+    let event = stored.event.clone().unwrap_or_default();
+    let properties = if event.properties.is_empty() { "{}" } else { &event.properties };
+    format!(
+        r#"{{"player_id":{},"event_time_ms":{},"event_type":{},"shard":{},"seq":{},"properties":{properties}}}"#,
+        json!(event.player_id),
+        event.event_time_ms,
+        json!(event.event_type),
+        stored.shard,
+        stored.seq,
+    )
+}
+
+/// A time as people read it.
+pub(super) fn time_text(unix_ms: i64) -> String {
+    chrono::DateTime::from_timestamp_millis(unix_ms)
+        .map_or_else(|| unix_ms.to_string(), |time| time.format("%Y-%m-%d %H:%M:%S%.3f").to_string())
+}

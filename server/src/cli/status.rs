@@ -1,0 +1,81 @@
+//! `galoo status` and `galoo checksum`.
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Connection, Failure, output};
+
+#[derive(Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    connection: Connection,
+}
+
+pub(super) async fn status(args: StatusArgs) -> Result<(), Failure> {
+    let status = args.connection.connect().await?.status().await?;
+    if args.connection.json {
+        let shards = status.shards.iter().map(|shard| {
+            json!({
+                "shard": shard.shard, "game": shard.game, "leader": shard.leader, "term": shard.term,
+                "applied": shard.applied, "events": shard.events, "chunks": shard.chunks, "segments": shard.segments,
+                "segment_bytes": shard.segment_bytes, "chunk_bytes": shard.chunk_bytes,
+            })
+        });
+        let games: Vec<_> = status.games.iter().map(|game| game.name.clone()).collect();
+        println!(
+            "{}",
+            json!({
+                "version": status.version, "cluster_id": status.cluster_id, "node_id": status.node_id,
+                "grpc": status.grpc_addr, "pg": status.pg_addr, "http": status.http_addr,
+                "games": games, "shards": shards.collect::<Vec<_>>(),
+            })
+        );
+        return Ok(());
+    }
+    println!("galoo {}  cluster {}  node n{}", status.version, status.cluster_id, status.node_id);
+    println!("grpc {}  pg {}  http {}\n", status.grpc_addr, status.pg_addr, status.http_addr);
+    let rows = status.shards.into_iter().map(|shard| {
+        vec![
+            format!("s{}", shard.shard),
+            shard.game,
+            format!("n{}", shard.leader),
+            shard.term.to_string(),
+            shard.applied.to_string(),
+            shard.events.to_string(),
+            shard.chunks.to_string(),
+            shard.chunk_bytes.to_string(),
+            shard.segments.to_string(),
+            shard.segment_bytes.to_string(),
+        ]
+    });
+    let header =
+        ["shard", "game", "leader", "term", "applied", "events", "chunks", "chunk bytes", "segments", "segment bytes"];
+    output::table(&header, rows);
+    Ok(())
+}
+
+#[derive(Args)]
+pub(super) struct ChecksumArgs {
+    #[arg(long)]
+    game: String,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+pub(super) async fn checksum(args: ChecksumArgs) -> Result<(), Failure> {
+    let shards = args.connection.connect().await?.checksum(&args.game).await?;
+    if args.connection.json {
+        let shards = shards.iter().map(|shard| {
+            let sum = format!("{:016x}", shard.checksum);
+            json!({"shard": shard.shard, "applied": shard.applied, "events": shard.events, "checksum": sum})
+        });
+        println!("{}", serde_json::Value::from(shards.collect::<Vec<_>>()));
+    } else {
+        let rows = shards.into_iter().map(|shard| {
+            let sum = format!("{:016x}", shard.checksum);
+            vec![format!("s{}", shard.shard), shard.applied.to_string(), shard.events.to_string(), sum]
+        });
+        output::table(&["shard", "applied", "events", "checksum"], rows);
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! Carries out what [`galoo_storage::compaction::choose`] chooses, one shard after the other, and lets the log go.
+
+use std::{sync::Arc, time::Duration};
+
+use galoo_consensus::{GroupId, StateMachine};
+use galoo_proto::{Hlc, Keyspace, ShardId};
+use galoo_storage::{
+    compaction::{self, Choice},
+    view::Source,
+};
+use tokio::task::spawn_blocking;
+use tracing::{debug, warn};
+
+use crate::node::{Node, NodeError, unix_ms};
+
+/// Between two rounds over the shards.
+const ROUND: Duration = Duration::from_millis(250);
+
+/// Works until `stopped` resolves.
+pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool>) {
+    loop {
+        for (shard, keyspace) in node.open_shards() {
+            if let Err(failure) = compact(&node, shard, keyspace).await {
+                warn!(%shard, %failure, "compaction of a shard failed; it is tried again");
+            }
+        }
+        if let Err(failure) = cut_logs(&node).await {
+            warn!(%failure, "the log could not be cut; it is tried again");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ROUND) => {}
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        }
+    }
+}
+
+async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow::Result<()> {
+    let view = node.stale_view(shard)?;
+    let mut chunks: Vec<_> = Vec::new();
+    let open = view.state().open.unwrap_or_default();
+    for source in view.sources() {
+        if let Source::Chunk(chunk) = source
+            && chunk.id != open.id
+        {
+            chunks.push(*chunk);
+        }
+    }
+    for choice in compaction::choose(&node.config().compaction, &open, &chunks, Hlc::from_millis(unix_ms())) {
+        match choice {
+            Choice::Seal(chunk) if node.leads(shard) => match node.seal(shard, chunk).await {
+                Ok(closed) => debug!(%shard, %chunk, closed, "sealed"),
+                Err(NodeError::Unavailable { .. }) => {}
+                Err(failure) => return Err(failure.into()),
+            },
+            Choice::Seal(_) => {}
+            Choice::Build { first, last } => {
+                let (view, files) = (view.clone(), node.files().clone());
+                let started = std::time::Instant::now();
+                let built =
+                    spawn_blocking(move || compaction::build_segment(&view, &files, keyspace, first, last)).await??;
+                let engine = node.engine().clone();
+                let rows = built.rows;
+                let committed = node
+                    .driver()
+                    .with_machine(GroupId(shard.0), move |_| compaction::commit_segment(&engine, keyspace, &built))
+                    .await;
+                let committed = committed.transpose()?.unwrap_or(false);
+                debug!(%shard, %first, %last, rows, committed, took = ?started.elapsed(), "built a segment");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Cuts every group's log below what survives a crash; flushes the engine first when the log has grown large.
+async fn cut_logs(node: &Arc<Node>) -> anyhow::Result<()> {
+    if node.log().bytes() > node.config().log_bytes {
+        let engine = node.engine().clone();
+        spawn_blocking(move || engine.flush()).await??;
+    }
+    let groups = node.open_shards().into_iter().map(|(shard, _)| GroupId(shard.0));
+    for group in groups.chain([GroupId(galoo_cluster::META_GROUP)]) {
+        let persisted = node.driver().with_machine(group, |machine| machine.persisted()).await;
+        if let Some(persisted) = persisted.transpose()? {
+            node.driver().cut(group, persisted);
+        }
+    }
+    let log = node.log().clone();
+    spawn_blocking(move || log.purge()).await??;
+    Ok(())
+}

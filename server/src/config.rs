@@ -1,0 +1,257 @@
+//! How a node is configured: defaults, then the file, then the environment and flags (clap reads both).
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use galoo_storage::{compaction::Policy, engine::rocks};
+use serde::Deserialize;
+
+/// A node's configuration, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The data folder.
+    pub data_dir: PathBuf,
+    /// Where gRPC is served.
+    pub grpc: SocketAddr,
+    /// Where the Postgres protocol is served.
+    pub pg: SocketAddr,
+    /// Where metrics are served.
+    pub http: SocketAddr,
+    /// The node's failure zone.
+    pub zone: String,
+    /// Threads that apply commands.
+    pub apply_threads: usize,
+    /// Bytes of memory for what the engine holds before it is flushed.
+    pub memtable_bytes: usize,
+    /// Bytes of memory for blocks of the engine's files.
+    pub block_cache_bytes: usize,
+    /// Bytes of memory for running queries.
+    pub query_memory_bytes: usize,
+    /// When chunks are sealed and segments built.
+    pub compaction: Policy,
+    /// Log bytes above which the engine is flushed, so that the log can be cut.
+    pub log_bytes: u64,
+}
+
+/// The configuration file (TOML): every field may be missing; unknown ones are refused.
+///
+/// ```toml
+/// zone = "a"
+/// [storage]
+/// seal_bytes = 16777216
+/// ```
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct File {
+    data_dir: Option<PathBuf>,
+    grpc: Option<SocketAddr>,
+    pg: Option<SocketAddr>,
+    http: Option<SocketAddr>,
+    zone: Option<String>,
+    storage: StorageFile,
+    query: QueryFile,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct StorageFile {
+    apply_threads: Option<u64>,
+    memtable_bytes: Option<u64>,
+    block_cache_bytes: Option<u64>,
+    seal_bytes: Option<u64>,
+    seal_age_ms: Option<u64>,
+    segment_bytes_min: Option<u64>,
+    segment_age_ms: Option<u64>,
+    segment_bytes_max: Option<u64>,
+    log_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct QueryFile {
+    memory_bytes: Option<u64>,
+}
+
+/// What the command line or the environment gave; it wins over the file.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// `--data-dir`.
+    pub data_dir: Option<PathBuf>,
+    /// `--grpc`.
+    pub grpc: Option<SocketAddr>,
+    /// `--pg`.
+    pub pg: Option<SocketAddr>,
+    /// `--http`.
+    pub http: Option<SocketAddr>,
+    /// `--zone`.
+    pub zone: Option<String>,
+    /// `--insecure`: binds beyond loopback are allowed.
+    pub insecure: bool,
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("config {path}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file does not parse.
+    #[error("config {path}: {reason}", path = path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with its line.
+        reason: String,
+    },
+    /// A required value is missing.
+    #[error("{0} is missing: give it as a flag, in the environment or in the config file")]
+    Missing(&'static str),
+    /// A value is outside its limits.
+    #[error("{field} is {value}; it must be {min} to {max}")]
+    Range {
+        /// The value's name.
+        field: &'static str,
+        /// What was given.
+        value: u64,
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// An address would be open to others.
+    #[error("{field} is {addr}: without authentication only loopback is served; give --insecure to open it to anybody")]
+    NotLoopback {
+        /// The flag.
+        field: &'static str,
+        /// The address.
+        addr: SocketAddr,
+    },
+}
+
+impl File {
+    /// Reads a configuration file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let parsed = toml::from_str(&text);
+        parsed.map_err(|error| ConfigError::Parse { path: path.to_owned(), reason: error.to_string() })
+    }
+}
+
+fn within(field: &'static str, value: Option<u64>, default: u64, min: u64, max: u64) -> Result<u64, ConfigError> {
+    match value.unwrap_or(default) {
+        value if (min..=max).contains(&value) => Ok(value),
+        value => Err(ConfigError::Range { field, value, min, max }),
+    }
+}
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+impl Config {
+    /// Puts file, environment and flags together and checks every value.
+    pub fn new(file: File, given: Given) -> Result<Self, ConfigError> {
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let storage = &file.storage;
+        let policy = Policy::default();
+        let size = |field, value, default| within(field, value, default, 1_024, 1 << 40);
+        let usize_of = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+        let memtable = within("storage.memtable_bytes", storage.memtable_bytes, 256 * MIB, 8 * MIB, 64 * GIB)?;
+        let cache = within("storage.block_cache_bytes", storage.block_cache_bytes, 128 * MIB, MIB, 1_024 * GIB)?;
+        let memory = within("query.memory_bytes", file.query.memory_bytes, 384 * MIB, 16 * MIB, 1_024 * GIB)?;
+        let config = Self {
+            data_dir: given.data_dir.or(file.data_dir.clone()).ok_or(ConfigError::Missing("--data-dir"))?,
+            grpc: given.grpc.or(file.grpc).unwrap_or(loopback(7400)),
+            pg: given.pg.or(file.pg).unwrap_or(loopback(5433)),
+            http: given.http.or(file.http).unwrap_or(loopback(7480)),
+            zone: given.zone.or(file.zone.clone()).unwrap_or_default(),
+            apply_threads: usize_of(within("storage.apply_threads", storage.apply_threads, 2, 1, 64)?),
+            memtable_bytes: usize_of(memtable),
+            block_cache_bytes: usize_of(cache),
+            query_memory_bytes: usize_of(memory),
+            compaction: Policy {
+                seal_bytes: size("storage.seal_bytes", storage.seal_bytes, policy.seal_bytes)?,
+                seal_age_ms: within("storage.seal_age_ms", storage.seal_age_ms, policy.seal_age_ms, 1, 1 << 40)?,
+                segment_bytes_min: size(
+                    "storage.segment_bytes_min",
+                    storage.segment_bytes_min,
+                    policy.segment_bytes_min,
+                )?,
+                segment_age_ms: within(
+                    "storage.segment_age_ms",
+                    storage.segment_age_ms,
+                    policy.segment_age_ms,
+                    1,
+                    1 << 40,
+                )?,
+                segment_bytes_max: within(
+                    "storage.segment_bytes_max",
+                    storage.segment_bytes_max,
+                    policy.segment_bytes_max,
+                    1_024,
+                    256 * MIB,
+                )?,
+            },
+            log_bytes: within("storage.log_bytes", storage.log_bytes, 256 * MIB, MIB, 1_024 * GIB)?,
+        };
+        if !given.insecure {
+            for (field, addr) in [("--grpc", config.grpc), ("--pg", config.pg), ("--http", config.http)] {
+                if !addr.ip().is_loopback() {
+                    return Err(ConfigError::NotLoopback { field, addr });
+                }
+            }
+        }
+        Ok(config)
+    }
+
+    /// The engine's share of the configuration.
+    pub fn engine_options(&self) -> rocks::Options {
+        rocks::Options {
+            memtable_bytes_max: self.memtable_bytes,
+            block_cache_bytes_max: self.block_cache_bytes,
+            ..rocks::Options::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given() -> Given {
+        Given { data_dir: Some("d".into()), ..Given::default() }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file: File = toml::from_str("grpc = \"127.0.0.1:1\"\npg = \"127.0.0.1:2\"\n[storage]\nseal_bytes = 2048")
+            .expect("parses");
+        let flags = Given { pg: Some(([127, 0, 0, 1], 9).into()), ..given() };
+        let config = Config::new(file, flags).expect("valid");
+        assert_eq!((config.grpc.port(), config.pg.port(), config.http.port()), (1, 9, 7480));
+        assert_eq!(config.compaction.seal_bytes, 2048);
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let file = |text: &str| toml::from_str::<File>(text);
+        assert!(file("unknown = 1").is_err());
+        let low = file("[storage]\nseal_bytes = 1").expect("parses");
+        let error = Config::new(low, given()).expect_err("too low").to_string();
+        assert!(error.contains("storage.seal_bytes is 1; it must be 1024"), "{error}");
+        assert!(matches!(Config::new(File::default(), Given::default()), Err(ConfigError::Missing("--data-dir"))));
+        let open = Given { grpc: Some(([0, 0, 0, 0], 7400).into()), ..given() };
+        assert!(matches!(
+            Config::new(File::default(), open.clone()),
+            Err(ConfigError::NotLoopback { field: "--grpc", .. })
+        ));
+        assert!(Config::new(File::default(), Given { insecure: true, ..open }).is_ok());
+    }
+}

@@ -1,0 +1,169 @@
+//! A node's data folder: whose it is, in which format, and that nobody else has it open.
+//!
+//! ```text
+//! LOCK          held while a node runs
+//! node.json     {"format":1,"cluster_id":"…","node_id":1}: written once, when the node becomes part of a cluster
+//! log/          the shared Raft log
+//! data/         RocksDB
+//! segments/     Parquet files
+//! ```
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use galoo_proto::NodeId;
+use serde::{Deserialize, Serialize};
+
+/// The newest format of a data folder that this version knows.
+const FORMAT: u32 = 1;
+
+/// Whose a data folder is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    format: u32,
+    /// The cluster, 32 hex digits.
+    pub cluster_id: String,
+    node_id: u64,
+}
+
+impl Identity {
+    /// The identity of a node in a cluster.
+    pub fn new(cluster_id: String, node: NodeId) -> Self {
+        Self { format: FORMAT, cluster_id, node_id: node.0 }
+    }
+
+    /// The node.
+    pub fn node(&self) -> NodeId {
+        NodeId(self.node_id)
+    }
+}
+
+/// Why a data folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataFolderError {
+    /// The system refused.
+    #[error("data folder: cannot {action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// Another process holds it.
+    #[error("data folder {path} is in use by another process", path = .0.display())]
+    InUse(PathBuf),
+    /// Its identity does not read.
+    #[error("data folder: {path} does not read: {reason}", path = path.display())]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A newer version wrote it.
+    #[error("data folder {path} has format {found}; this version knows up to {FORMAT}", path = path.display())]
+    Newer {
+        /// The folder.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+}
+
+/// A locked data folder.
+pub struct DataFolder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataFolder {
+    /// Makes the folder if it is missing and locks it.
+    pub fn open(path: &Path) -> Result<Self, DataFolderError> {
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| DataFolderError::Io { action, path, source }
+        };
+        fs::create_dir_all(path).map_err(failed("create", path))?;
+        let lock_path = path.join("LOCK");
+        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = lock.map_err(failed("open", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(DataFolderError::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => Err(failed("lock", &lock_path)(source)),
+        }
+    }
+
+    /// The path of a folder in it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Reads whose the folder is; `None` when it is nobody's yet.
+    pub fn identity(&self) -> Result<Option<Identity>, DataFolderError> {
+        let path = self.path.join("node.json");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(DataFolderError::Io { action: "read", path, source }),
+        };
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let unreadable =
+            |error: serde_json::Error| DataFolderError::Identity { path: path.clone(), reason: error.to_string() };
+        let Format { format } = serde_json::from_slice(&bytes).map_err(unreadable)?;
+        if format > FORMAT {
+            return Err(DataFolderError::Newer { path: self.path.clone(), found: format });
+        }
+        serde_json::from_slice(&bytes).map(Some).map_err(unreadable)
+    }
+
+    /// Writes whose the folder is, durably.
+    pub fn set_identity(&self, identity: &Identity) -> Result<(), DataFolderError> {
+        let path = self.path.join("node.json");
+        let write = || -> std::io::Result<()> {
+            let draft = self.path.join("node.json.draft");
+            let mut file = File::create(&draft)?;
+            file.write_all(&serde_json::to_vec(identity)?)?;
+            file.sync_all()?;
+            fs::rename(&draft, &path)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(|source| DataFolderError::Io { action: "write", path: path.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_opened_once_and_keeps_its_identity() {
+        let folder = tempfile::tempdir().expect("folder");
+        let open = DataFolder::open(folder.path()).expect("opens");
+        assert!(matches!(DataFolder::open(folder.path()), Err(DataFolderError::InUse(_))));
+        assert_eq!(open.identity().expect("reads"), None);
+        let identity = Identity::new("ab".repeat(16), NodeId(3));
+        open.set_identity(&identity).expect("writes");
+        drop(open);
+        let open = DataFolder::open(folder.path()).expect("opens again");
+        assert_eq!(open.identity().expect("reads"), Some(identity));
+    }
+
+    #[test]
+    fn a_newer_or_broken_identity_is_refused() {
+        let folder = tempfile::tempdir().expect("folder");
+        let open = DataFolder::open(folder.path()).expect("opens");
+        fs::write(folder.path().join("node.json"), r#"{"format":99,"other":true}"#).expect("writes");
+        assert!(matches!(open.identity(), Err(DataFolderError::Newer { found: 99, .. })));
+        fs::write(folder.path().join("node.json"), "rubbish").expect("writes");
+        assert!(matches!(open.identity(), Err(DataFolderError::Identity { .. })));
+    }
+}

@@ -1,0 +1,21 @@
+//! `galoo`: the server and its command line, one binary.
+
+mod cli;
+mod compactor;
+mod config;
+mod data_folder;
+mod driver;
+mod machine;
+mod node;
+mod protocols;
+mod sql;
+mod telemetry;
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    cli::run()
+}

@@ -1,0 +1,188 @@
+//! Writes: batches of events cut by shard, changes of one player, registrations.
+
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
+
+use futures::future::join_all;
+use galoo_proto::{
+    Hlc, ShardId, Token,
+    command::{
+        AppendEvents, Appended, BatchId, MutatePlayer, Mutated, PropertyKinds, RegisterProducer, Rejection,
+        command::Body, outcome, rejection::Reason,
+    },
+    data,
+    ids::producer_group,
+    validate::{self, Invalid},
+    value::Event,
+};
+use galoo_storage::properties::{self, Kinds};
+
+use super::{Node, NodeError, unexpected};
+
+/// The answer of one shard for its part of a batch.
+pub struct PartResult {
+    /// The shard.
+    pub shard: ShardId,
+    /// Events of the batch in the part.
+    pub events: usize,
+    /// What became of them.
+    pub result: Result<Result<Appended, Rejection>, NodeError>,
+}
+
+/// Text that an error message shows of a value, at most.
+const SHOWN_BYTES_MAX: usize = 80;
+
+fn shown(text: &str) -> String {
+    let mut end = text.len().min(SHOWN_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    if end < text.len() { format!("{}…", &text[..end]) } else { text.to_owned() }
+}
+
+fn batch_id(producer: Option<data::Producer>) -> Result<Option<BatchId>, Invalid> {
+    let Some(producer) = producer else { return Ok(None) };
+    validate::producer_id(&producer.producer_id)?;
+    if producer.acked_below > producer.number {
+        let value = format!("{} above number {}", producer.acked_below, producer.number);
+        return Err(Invalid::Pattern { field: "producer.acked_below", value, pattern: "acked_below <= number" });
+    }
+    Ok(Some(BatchId {
+        producer_id: producer.producer_id,
+        epoch: producer.epoch,
+        number: producer.number,
+        acked_below: producer.acked_below,
+        registered_at: producer.registered_at,
+        may_grow: producer.may_grow,
+    }))
+}
+
+/// Names and kinds of one event's properties.
+type EventKinds<'a> = Vec<(Cow<'a, str>, Kinds)>;
+
+/// Checks every event of a batch and returns the kinds of each event's properties.
+fn check_events(events: &[Event]) -> Result<Vec<EventKinds<'_>>, Invalid> {
+    validate::batch(events)?;
+    let check = |event| -> Result<EventKinds<'_>, Invalid> {
+        let event: &Event = event;
+        validate::event(event)?;
+        properties::check(&event.properties).map_err(|error| Invalid::Json {
+            field: "properties",
+            value: shown(&event.properties),
+            reason: error.to_string(),
+        })
+    };
+    events.iter().map(check).collect()
+}
+
+impl Node {
+    /// Stores a batch: each shard's part is atomic and answered on its own.
+    ///
+    /// # Errors
+    /// An error means that nothing was stored.
+    pub async fn append(self: &Arc<Self>, request: data::AppendRequest) -> Result<Vec<PartResult>, NodeError> {
+        Ok(self.begin_append(request).await?.await)
+    }
+
+    /// Hands a batch over to be stored; the future that comes back ends with the answers of its parts.
+    ///
+    /// Batches that are handed over one after the other are proposed to each shard in that order.
+    ///
+    /// # Errors
+    /// An error means that nothing was stored.
+    pub async fn begin_append(
+        self: &Arc<Self>,
+        request: data::AppendRequest,
+    ) -> Result<impl Future<Output = Vec<PartResult>> + use<>, NodeError> {
+        let game = self.game(&request.game)?;
+        let batch = batch_id(request.producer)?;
+        let parts = {
+            let kinds = check_events(&request.events)?;
+            let parts = game.cut(&request.events, |event| &event.player_id);
+            let with_kinds = parts.into_iter().map(|(shard, range, places)| {
+                let mut all: HashMap<&str, Kinds> = HashMap::new();
+                for (name, kind) in places.iter().flat_map(|place| &kinds[*place]) {
+                    let known = all.entry(name.as_ref()).or_default();
+                    *known = known.with(*kind);
+                }
+                let all =
+                    all.into_iter().map(|(name, kinds)| PropertyKinds { name: name.to_owned(), kinds: kinds.0.into() });
+                let mut all: Vec<_> = all.collect();
+                // The command's bytes are a function of the batch: replicas and tests compare them.
+                all.sort_by(|left, right| left.name.cmp(&right.name));
+                (shard, range, places, all)
+            });
+            with_kinds.collect::<Vec<_>>()
+        };
+        let mut events: Vec<Option<Event>> = request.events.into_iter().map(Some).collect();
+        let commands = parts.into_iter().map(|(shard, range, places, properties)| {
+            let events: Vec<_> = places.iter().filter_map(|place| events[*place].take()).collect();
+            let append = AppendEvents { range: Some(range.into()), batch: batch.clone(), events, properties };
+            (shard, places.len(), Body::Append(append))
+        });
+        let commands: Vec<_> = commands.collect();
+        let mut begun = Vec::with_capacity(commands.len());
+        for (shard, events, body) in commands {
+            begun.push((shard, events, self.begin(shard, body).await));
+        }
+        Ok(join_all(begun.into_iter().map(|(shard, events, begun)| async move {
+            let answered = match begun {
+                Ok(answer) => answer.await,
+                Err(error) => Err(error),
+            };
+            let result = answered.and_then(|outcome| match outcome.result {
+                Some(outcome::Result::Appended(appended)) => Ok(Ok(appended)),
+                Some(outcome::Result::Rejected(rejection)) => Ok(Err(rejection)),
+                _ => Err(NodeError::OutcomeUnknown { shard }),
+            });
+            if let Ok(Ok(Appended { count, duplicate: false, .. })) = &result {
+                metrics::counter!("galoo_events_stored_total").increment((*count).into());
+            }
+            PartResult { shard, events, result }
+        })))
+    }
+
+    /// Changes one player's state atomically.
+    pub async fn mutate(
+        self: &Arc<Self>,
+        request: data::MutateRequest,
+    ) -> Result<Result<Mutated, Rejection>, NodeError> {
+        let game = self.game(&request.game)?;
+        validate::mutation(&request.player_id, &request.preconditions, &request.mutations)?;
+        let batch = batch_id(request.producer)?;
+        let (shard, range) = game.shards.find(Token::of(&request.player_id));
+        let body = Body::Mutate(MutatePlayer {
+            range: Some(range.into()),
+            batch,
+            player_id: request.player_id,
+            preconditions: request.preconditions,
+            mutations: request.mutations,
+        });
+        match self.propose(shard, body).await?.result {
+            Some(outcome::Result::Mutated(mutated)) => Ok(Ok(mutated)),
+            Some(outcome::Result::Rejected(rejection)) if rejection.reason() != Reason::Reroute => Ok(Err(rejection)),
+            _ => Err(NodeError::OutcomeUnknown { shard }),
+        }
+    }
+
+    /// Makes a producer known, or tells when it first was.
+    pub async fn register_producer(self: &Arc<Self>, game: &str, producer_id: &str) -> Result<Hlc, NodeError> {
+        let game = self.game(game)?;
+        validate::producer_id(producer_id)?;
+        let (shard, range) = game.shards.find(Token::of(producer_group(producer_id)));
+        let register = RegisterProducer { range: Some(range.into()), producer_id: producer_id.to_owned() };
+        let outcome = self.propose(shard, Body::RegisterProducer(register)).await?;
+        match &outcome.result {
+            Some(outcome::Result::Registered(registered)) => Ok(Hlc(registered.registered_at)),
+            _ => Err(unexpected(shard, &outcome)),
+        }
+    }
+
+    /// Seals a shard's open chunk, if it is still this one.
+    pub async fn seal(self: &Arc<Self>, shard: ShardId, chunk: galoo_proto::ChunkId) -> Result<bool, NodeError> {
+        let outcome = self.propose(shard, Body::Seal(galoo_proto::command::Seal { chunk: chunk.0 })).await?;
+        match &outcome.result {
+            Some(outcome::Result::Sealed(sealed)) => Ok(sealed.closed),
+            _ => Err(unexpected(shard, &outcome)),
+        }
+    }
+}

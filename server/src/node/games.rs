@@ -1,0 +1,114 @@
+//! Games: made, listed, dropped.
+
+use std::sync::Arc;
+
+use galoo_cluster::META_GROUP;
+use galoo_proto::{
+    ShardId,
+    limits::GAME_SHARDS_MAX,
+    meta::{CreateGame, DropGame, GameRecord, MetaOutcome, meta_command::Body, meta_outcome, rejection::Reason},
+    validate::{self, Invalid},
+};
+
+use super::{DEADLINE, Node, NodeError};
+use crate::driver::DriveError;
+
+/// Shards of a game that is made without a number of them.
+const DEFAULT_SHARDS: u32 = 8;
+/// Replicas of a game that is made without a number of them, where there are as many nodes.
+const DEFAULT_REPLICAS: u32 = 3;
+
+impl Node {
+    /// Makes a game; returns when its shards can be written.
+    ///
+    /// `shards` and `replicas` 0 stand for the defaults.
+    pub async fn create_game(
+        self: &Arc<Self>,
+        name: &str,
+        shards: u32,
+        replicas: u32,
+    ) -> Result<GameRecord, NodeError> {
+        validate::game_name(name)?;
+        let shards = if shards == 0 { DEFAULT_SHARDS } else { shards };
+        if shards > GAME_SHARDS_MAX {
+            let (count, max) = (shards as usize, GAME_SHARDS_MAX as usize);
+            return Err(Invalid::Count { field: "shards", count, min: 1, max }.into());
+        }
+        let nodes = u32::try_from(self.meta.borrow().nodes().count()).unwrap_or(u32::MAX);
+        let default = if nodes >= DEFAULT_REPLICAS { DEFAULT_REPLICAS } else { 1 };
+        let replicas = if replicas == 0 { default } else { replicas };
+        if ![1, 3, 5].contains(&replicas) {
+            let value = replicas.to_string();
+            return Err(Invalid::Pattern { field: "replicas", value, pattern: "1, 3 or 5" }.into());
+        }
+        let create = CreateGame { name: name.to_owned(), shards, replicas };
+        let game = game(name, self.propose_meta(Body::CreateGame(create)).await?)?;
+        self.wait_for_game(name).await?;
+        Ok(game)
+    }
+
+    /// Drops a game with everything in it.
+    pub async fn drop_game(self: &Arc<Self>, name: &str) -> Result<GameRecord, NodeError> {
+        let game = game(name, self.propose_meta(Body::DropGame(DropGame { name: name.to_owned() })).await?)?;
+        let mut router = self.router.subscribe();
+        let gone = router.wait_for(|router| router.game(name).is_none());
+        let _ = tokio::time::timeout(DEADLINE, gone).await;
+        Ok(game)
+    }
+
+    /// All games, by name.
+    pub fn games(&self) -> Vec<GameRecord> {
+        self.meta.borrow().games().cloned().collect()
+    }
+
+    /// Waits until this node routes to the game and its shards have a leader.
+    async fn wait_for_game(&self, name: &str) -> Result<(), NodeError> {
+        let ready = async {
+            let mut router = self.router.subscribe();
+            let Ok(known) = router.wait_for(|router| router.game(name).is_some()).await.map(|router| router.clone())
+            else {
+                return;
+            };
+            let shards: Vec<ShardId> =
+                known.game(name).map_or_else(Vec::new, |game| game.shards.iter().map(|(id, _)| id).collect());
+            let led = |roles: &std::collections::HashMap<_, galoo_consensus::raft_loop::Role>| {
+                shards
+                    .iter()
+                    .all(|shard| roles.get(&galoo_consensus::GroupId(shard.0)).is_some_and(|role| role.leader != 0))
+            };
+            let _ = self.driver.roles().wait_for(|roles| led(roles)).await;
+        };
+        let waited = tokio::time::timeout(DEADLINE, ready).await;
+        let shard = ShardId(META_GROUP);
+        waited.map_err(|_| NodeError::Unavailable {
+            shard,
+            reason: DriveError::NotReady("its shards have no leader yet"),
+        })
+    }
+}
+
+fn game(name: &str, outcome: MetaOutcome) -> Result<GameRecord, NodeError> {
+    match outcome.result {
+        Some(meta_outcome::Result::Game(game)) => Ok(game),
+        Some(meta_outcome::Result::Rejected(rejection)) => {
+            let (limit, found) = (rejection.limit, rejection.found);
+            Err(match rejection.reason() {
+                Reason::GameExists => NodeError::GameExists(name.to_owned()),
+                Reason::GameUnknown => NodeError::UnknownGame(name.to_owned()),
+                Reason::TooManyGames => {
+                    NodeError::Refused(format!("games: the cluster has {found}; the limit is {limit}"))
+                }
+                Reason::TooFewNodes => {
+                    NodeError::Refused(format!("replicas is {limit}; the cluster has {found} nodes"))
+                }
+                Reason::TooManyShards => {
+                    NodeError::Refused(format!("shards: the cluster would have {found}; the limit is {limit}"))
+                }
+                Reason::Unspecified => {
+                    NodeError::Refused("the cluster refused for a reason that this version does not know".to_owned())
+                }
+            })
+        }
+        None => Err(NodeError::OutcomeUnknown { shard: ShardId(META_GROUP) }),
+    }
+}

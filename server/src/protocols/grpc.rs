@@ -1,0 +1,80 @@
+//! gRPC: the data and admin services, reflection and health.
+
+mod admin;
+mod data;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use galoo_proto::{FILE_DESCRIPTORS, limits::GRPC_MESSAGE_BYTES_MAX};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Code, Status, metadata::MetadataValue, transport::Server};
+
+use crate::node::{Node, NodeError};
+
+/// HTTP/2 flow-control window of a stream: the protocol's default of 64 KiB throttles batches.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+/// HTTP/2 flow-control window of a connection.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Calls of one connection that run at once; further ones wait at the client.
+const STREAMS_MAX: u32 = 256;
+
+/// Serves until `stopped` resolves, then lets running calls end.
+pub async fn serve(
+    node: Arc<Node>,
+    listener: TcpListener,
+    stopped: impl Future<Output = ()> + Send,
+) -> anyhow::Result<()> {
+    use galoo_proto::{admin::admin_server::AdminServer, data::data_server::DataServer};
+    let data = DataServer::new(data::DataService(node.clone()))
+        .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+    let admin = AdminServer::new(admin::AdminService(node));
+    let reflection =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(FILE_DESCRIPTORS);
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<DataServer<data::DataService>>().await;
+    reporter.set_serving::<AdminServer<admin::AdminService>>().await;
+    Server::builder()
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(data)
+        .add_service(admin)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+            stopped.await;
+            reporter.set_not_serving::<DataServer<data::DataService>>().await;
+        })
+        .await?;
+    Ok(())
+}
+
+/// Metadata key of the delay after which a refused call may be tried again, in milliseconds.
+const RETRY_AFTER: &str = "galoo-retry-after-ms";
+
+impl From<NodeError> for Status {
+    fn from(error: NodeError) -> Self {
+        let message = error.to_string();
+        match error {
+            NodeError::Invalid(_) => Self::invalid_argument(message),
+            NodeError::UnknownGame(_) => Self::not_found(message),
+            NodeError::GameExists(_) => Self::already_exists(message),
+            NodeError::Refused(_) => Self::failed_precondition(message),
+            NodeError::Busy { retry_after } => {
+                let mut status = Self::new(Code::ResourceExhausted, message);
+                let delay = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+                status.metadata_mut().insert(RETRY_AFTER, MetadataValue::from(delay));
+                status
+            }
+            NodeError::Unavailable { .. } | NodeError::Stopping => Self::unavailable(message),
+            NodeError::OutcomeUnknown { .. } => Self::unknown(message),
+            NodeError::Storage(galoo_storage::Error::Cursor) => Self::invalid_argument(message),
+            NodeError::Storage(_) => Self::data_loss(message),
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The data service: appends, state, scans.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures::{Stream, StreamExt};
+use galoo_proto::{
+    Seq,
+    data::{
+        AppendPart, AppendRequest, AppendResponse, BatchError, EventFilter, GetRequest, GetResponse,
+        ListProducersRequest, ListProducersResponse, MutateRequest, MutateResponse, PartError, RegisterProducerRequest,
+        RegisterProducerResponse, ScanGameRequest, ScanPlayerRequest, ScanResponse, TailRequest, append_part,
+        data_server::Data, mutate_response, part_error,
+    },
+    value::StoredEvent,
+};
+use galoo_storage::{
+    engine::Direction,
+    view::{self, View},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::node::{Node, NodeError, PartResult};
+
+pub(super) struct DataService(pub(super) Arc<Node>);
+
+/// Events of one answer of a scan.
+const PAGE_EVENTS_MAX: usize = 1_000;
+/// Bytes of events of one answer of a scan, but for the last event.
+const PAGE_BYTES_MAX: usize = 1 << 20;
+/// Answers that wait to be sent; a scan that is further ahead pauses.
+const PAGES_AHEAD_MAX: usize = 2;
+/// How often a tail looks for new events.
+const TAIL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Batches of one stream that are on their way; a further one waits in the network's window.
+const STREAM_BATCHES_MAX: usize = 64;
+
+type Pages = Pin<Box<dyn Stream<Item = Result<ScanResponse, Status>> + Send>>;
+type Sink = mpsc::Sender<Result<ScanResponse, Status>>;
+
+fn view_filter(filter: Option<EventFilter>) -> view::EventFilter {
+    let filter = filter.unwrap_or_default();
+    view::EventFilter {
+        time_ms: filter.from_ms.unwrap_or(i64::MIN)..filter.to_ms.unwrap_or(i64::MAX),
+        players: None,
+        event_types: Some(filter.event_types).filter(|types| !types.is_empty()),
+    }
+}
+
+/// Two numbers, big-endian: of a player scan event_time and seq, of a game scan shard and seq.
+fn cursor(first: u64, second: u64) -> Vec<u8> {
+    [first.to_be_bytes(), second.to_be_bytes()].concat()
+}
+
+fn parse_cursor(bytes: &[u8]) -> Result<Option<(u64, u64)>, NodeError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let bytes: &[u8; 16] = bytes.try_into().map_err(|_| NodeError::Storage(galoo_storage::Error::Cursor))?;
+    let (first, second) = (u128::from_be_bytes(*bytes) >> 64, u128::from_be_bytes(*bytes));
+    Ok(Some((first as u64, second as u64)))
+}
+
+fn part(result: PartResult) -> AppendPart {
+    let PartResult { shard, events, result } = result;
+    let result = match result {
+        Ok(Ok(appended)) => append_part::Result::Appended(appended),
+        Ok(Err(rejection)) => {
+            use galoo_proto::command::rejection::Reason;
+            let code = if rejection.reason() == Reason::Reroute {
+                part_error::Code::Retry
+            } else {
+                part_error::Code::Rejected
+            };
+            let message = rejection.detail.clone();
+            append_part::Result::Error(PartError { code: code.into(), message, rejection: Some(rejection) })
+        }
+        Err(error) => {
+            let code = match error {
+                NodeError::OutcomeUnknown { .. } => part_error::Code::OutcomeUnknown,
+                _ => part_error::Code::Retry,
+            };
+            append_part::Result::Error(PartError { code: code.into(), message: error.to_string(), rejection: None })
+        }
+    };
+    AppendPart { shard: shard.0, result: Some(result), events: u32::try_from(events).unwrap_or(u32::MAX) }
+}
+
+fn scan(work: impl FnOnce(&Sink) -> Result<(), NodeError> + Send + 'static) -> Response<Pages> {
+    let (sink, pages) = mpsc::channel(PAGES_AHEAD_MAX);
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = work(&sink) {
+            let _ = sink.blocking_send(Err(error.into()));
+        }
+    });
+    Response::new(Box::pin(ReceiverStream::new(pages)))
+}
+
+/// Collects events into answers of bounded size.
+struct Pager<'s> {
+    sink: &'s Sink,
+    page: Vec<StoredEvent>,
+    bytes: usize,
+    left: u64,
+}
+
+impl<'s> Pager<'s> {
+    fn new(sink: &'s Sink, limit: u64) -> Self {
+        Self { sink, page: Vec::new(), bytes: 0, left: if limit == 0 { u64::MAX } else { limit } }
+    }
+
+    /// Takes an event; returns false when nobody wants more.
+    fn push(&mut self, event: StoredEvent, cursor: impl FnOnce(&StoredEvent) -> Vec<u8>) -> bool {
+        self.bytes += event.event.as_ref().map_or(0, galoo_proto::validate::event_bytes);
+        self.left -= 1;
+        let full = self.page.len() + 1 >= PAGE_EVENTS_MAX || self.bytes >= PAGE_BYTES_MAX || self.left == 0;
+        let cursor = if full { cursor(&event) } else { Vec::new() };
+        self.page.push(event);
+        !full || (self.flush(cursor) && self.left > 0)
+    }
+
+    fn flush(&mut self, cursor: Vec<u8>) -> bool {
+        self.bytes = 0;
+        let events = std::mem::take(&mut self.page);
+        self.sink.blocking_send(Ok(ScanResponse { events, cursor })).is_ok()
+    }
+}
+
+fn game_cursor(event: &StoredEvent) -> Vec<u8> {
+    cursor(event.shard, event.seq)
+}
+
+/// Sends the events of one shard behind `after`; returns false when nobody wants more.
+fn scan_shard(pager: &mut Pager<'_>, view: &View, after: Seq, filter: &view::EventFilter) -> Result<bool, NodeError> {
+    for event in view.events_after(after, filter.clone()) {
+        if !pager.push(event?, game_cursor) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[tonic::async_trait]
+impl Data for DataService {
+    async fn append(&self, request: Request<AppendRequest>) -> Result<Response<AppendResponse>, Status> {
+        let parts = self.0.append(request.into_inner()).await?;
+        Ok(Response::new(AppendResponse { parts: parts.into_iter().map(part).collect(), error: None }))
+    }
+
+    type AppendStreamStream = Pin<Box<dyn Stream<Item = Result<AppendResponse, Status>> + Send>>;
+
+    async fn append_stream(
+        &self,
+        request: Request<Streaming<AppendRequest>>,
+    ) -> Result<Response<Self::AppendStreamStream>, Status> {
+        let (node, requests) = (self.0.clone(), request.into_inner());
+        // `then` hands batches over one after the other; `buffered` awaits their answers in the same order.
+        let begun = requests.then(move |request| {
+            let node = node.clone();
+            async move { Ok::<_, Status>(node.begin_append(request?).await) }
+        });
+        let answers = begun.map(|begun| async move {
+            Ok(match begun? {
+                Ok(answer) => AppendResponse { parts: answer.await.into_iter().map(part).collect(), error: None },
+                Err(error) => {
+                    let status = Status::from(error);
+                    let error = BatchError { code: status.code().into(), message: status.message().to_owned() };
+                    AppendResponse { parts: Vec::new(), error: Some(error) }
+                }
+            })
+        });
+        Ok(Response::new(Box::pin(answers.buffered(STREAM_BATCHES_MAX))))
+    }
+
+    async fn mutate(&self, request: Request<MutateRequest>) -> Result<Response<MutateResponse>, Status> {
+        let result = match self.0.mutate(request.into_inner()).await? {
+            Ok(mutated) => mutate_response::Result::Mutated(mutated),
+            Err(rejection) => mutate_response::Result::Rejected(rejection),
+        };
+        Ok(Response::new(MutateResponse { result: Some(result) }))
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let GetRequest { game, player_id, family, qualifier } = request.into_inner();
+        let cells = self.0.get(&game, &player_id, &family, &qualifier).await?;
+        Ok(Response::new(GetResponse { cells }))
+    }
+
+    type ScanPlayerStream = Pages;
+
+    async fn scan_player(&self, request: Request<ScanPlayerRequest>) -> Result<Response<Pages>, Status> {
+        let request = request.into_inner();
+        let view = self.0.player_view(&request.game, &request.player_id).await?;
+        let direction = if request.newest_first { Direction::Backward } else { Direction::Forward };
+        let mut after = parse_cursor(&request.cursor)?.map(|(time, seq)| (time.cast_signed(), Seq(seq)));
+        let filter = view::EventFilter { players: Some(vec![request.player_id]), ..view_filter(request.filter) };
+        Ok(scan(move |sink| {
+            let mut pager = Pager::new(sink, request.limit);
+            loop {
+                let wanted = usize::try_from(pager.left).unwrap_or(usize::MAX).min(PAGE_EVENTS_MAX);
+                let page = view.player_page(&filter, direction, after, wanted)?;
+                for event in page.events {
+                    let time_ms = event.event.as_ref().map_or(0, |event| event.event_time_ms);
+                    after = Some((time_ms, Seq(event.seq)));
+                    if !pager.push(event, |event| cursor(time_ms.cast_unsigned(), event.seq)) {
+                        return Ok(());
+                    }
+                }
+                if !page.more {
+                    pager.flush(Vec::new());
+                    return Ok(());
+                }
+            }
+        }))
+    }
+
+    type ScanGameStream = Pages;
+
+    async fn scan_game(&self, request: Request<ScanGameRequest>) -> Result<Response<Pages>, Status> {
+        let request = request.into_inner();
+        let views = self.0.game_views(&request.game).await?;
+        let from = parse_cursor(&request.cursor)?;
+        let filter = view_filter(request.filter);
+        Ok(scan(move |sink| {
+            let mut pager = Pager::new(sink, request.limit);
+            let mut views = views;
+            views.sort_by_key(View::shard);
+            for view in &views {
+                let after = match from {
+                    Some((shard, _)) if view.shard().0 < shard => continue,
+                    Some((shard, seq)) if view.shard().0 == shard => Seq(seq),
+                    _ => Seq(0),
+                };
+                if !scan_shard(&mut pager, view, after, &filter)? {
+                    return Ok(());
+                }
+            }
+            pager.flush(Vec::new());
+            Ok(())
+        }))
+    }
+
+    type TailStream = Pages;
+
+    async fn tail(&self, request: Request<TailRequest>) -> Result<Response<Pages>, Status> {
+        let request = request.into_inner();
+        let mut positions = std::collections::HashMap::new();
+        for view in self.0.game_views(&request.game).await? {
+            let named = request.after.iter().find(|position| position.shard == view.shard().0);
+            let end = if request.from_start { 0 } else { view.state().last_seq };
+            positions.insert(view.shard(), Seq(named.map_or(end, |position| position.seq)));
+        }
+        let (sink, pages) = mpsc::channel(PAGES_AHEAD_MAX);
+        let node = self.0.clone();
+        tokio::spawn(async move {
+            while !sink.is_closed() {
+                for (shard, after) in &mut positions {
+                    let view = match node.view(*shard).await {
+                        Ok(view) if view.state().last_seq > after.0 => view,
+                        Ok(_) => continue,
+                        Err(error) => {
+                            let _ = sink.send(Err(error.into())).await;
+                            return;
+                        }
+                    };
+                    let (from, last) = (*after, Seq(view.state().last_seq));
+                    let to = sink.clone();
+                    let sent = tokio::task::spawn_blocking(move || {
+                        let mut pager = Pager::new(&to, 0);
+                        let all = scan_shard(&mut pager, &view, from, &view::EventFilter::default())?;
+                        Ok::<_, NodeError>(all && (pager.page.is_empty() || pager.flush(Vec::new())))
+                    });
+                    match sent.await {
+                        Ok(Ok(true)) => *after = last,
+                        Ok(Err(error)) => {
+                            let _ = sink.send(Err(error.into())).await;
+                            return;
+                        }
+                        Ok(Ok(false)) | Err(_) => return,
+                    }
+                }
+                tokio::time::sleep(TAIL_INTERVAL).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(pages))))
+    }
+
+    async fn register_producer(
+        &self,
+        request: Request<RegisterProducerRequest>,
+    ) -> Result<Response<RegisterProducerResponse>, Status> {
+        let request = request.into_inner();
+        let registered_at = self.0.register_producer(&request.game, &request.producer_id).await?.0;
+        Ok(Response::new(RegisterProducerResponse { registered_at }))
+    }
+
+    async fn list_producers(
+        &self,
+        request: Request<ListProducersRequest>,
+    ) -> Result<Response<ListProducersResponse>, Status> {
+        let request = request.into_inner();
+        let producer_ids = self.0.list_producers(&request.game, &request.group).await?;
+        Ok(Response::new(ListProducersResponse { producer_ids }))
+    }
+}
