@@ -108,6 +108,13 @@ impl MetaState {
         self.shards.values()
     }
 
+    /// Whether a shard was there and is no more.
+    ///
+    /// A state that lags behind does not know newer shards: that one is missing does not mean that it was dropped.
+    pub fn was_dropped(&self, shard: ShardId) -> bool {
+        shard.0 < self.next.shard && !self.shards.contains_key(&shard)
+    }
+
     /// All nodes, by id.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
         self.nodes.values()
@@ -262,6 +269,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A node that restarts with an old state must not destroy the shards that were made since.
+    #[test]
+    fn an_old_state_takes_no_newer_shard_for_dropped() {
+        let mut state = MetaState::default();
+        state.nodes.insert(NodeId(1), node(1));
+        let old = state.clone();
+        state.apply(&create("sc2", 2, 1)).expect("applies");
+        let shards: Vec<_> = state.shards().map(|shard| ShardId(shard.id)).collect();
+        assert!(shards.iter().all(|shard| !old.was_dropped(*shard) && !state.was_dropped(*shard)));
+        state.apply(&drop_game("sc2")).expect("applies");
+        assert!(shards.iter().all(|shard| state.was_dropped(*shard)));
     }
 
     #[test]

@@ -116,6 +116,7 @@ enum ApplyInput {
         group: GroupId,
         job: Job,
     },
+    Stop,
 }
 
 /// Handle on the threads; clones share it. The threads end when [`Driver::stop`] is called.
@@ -219,10 +220,14 @@ impl Driver {
     /// Ends the threads; what waits is answered with an error.
     pub fn stop(&self) {
         self.send(Input::Stop);
-        let threads = std::mem::take(&mut *self.threads.lock().expect("nobody panics with the threads in hand"));
-        for thread in threads {
+        let mut threads = std::mem::take(&mut *self.threads.lock().expect("nobody panics with the threads in hand"));
+        // The Raft thread was started last: what it hands on before its end is applied before the others end.
+        while let Some(thread) = threads.pop() {
             if thread.join().is_err() {
                 error!("a thread of the driver panicked");
+            }
+            for apply in self.apply.iter() {
+                let _ = apply.send(ApplyInput::Stop);
             }
         }
     }
@@ -397,6 +402,7 @@ impl ApplyWorker {
     fn run(mut self, received: &Receiver<ApplyInput>) {
         for input in received {
             match input {
+                ApplyInput::Stop => return,
                 ApplyInput::Open { group, machine } => {
                     self.machines.insert(group, *machine);
                 }

@@ -8,7 +8,7 @@ mod games;
 mod reads;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -169,6 +169,8 @@ impl Node {
             waiting: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
             _folder: folder,
         });
+        // What the meta group has committed may not be applied yet: games must be there when the node says that it is ready.
+        node.barrier(ShardId(META_GROUP)).await?;
         node.reconcile().await?;
         tokio::spawn(node.clone().follow_meta());
         Ok(node)
@@ -311,10 +313,9 @@ impl Node {
             self.lock_open().insert(*id, keyspace);
         }
         self.router.send_replace(Arc::new(Router::new(&state)));
-        let known: HashSet<ShardId> = wanted.keys().copied().collect();
         for (group, record) in places {
             let shard = ShardId(group.0);
-            if group == GroupId(META_GROUP) || record.destroyed || known.contains(&shard) {
+            if group == GroupId(META_GROUP) || record.destroyed || !state.was_dropped(shard) {
                 continue;
             }
             self.lock_open().remove(&shard);

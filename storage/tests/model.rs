@@ -14,7 +14,7 @@ use galoo_proto::{
     value::{Event, Mutation, Null, Precondition, Value, mutation::Change, value::Kind},
 };
 use galoo_storage::{
-    compaction::{build_segment, commit_segment},
+    compaction::{build_segment, commit_segment, known_segments},
     engine::{Direction, Engine, memory::MemoryEngine, rocks, rocks::RocksEngine},
     properties,
     segment::SegmentFiles,
@@ -106,6 +106,7 @@ struct Model {
 struct World {
     engine: Arc<dyn Engine>,
     memory: Option<MemoryEngine>,
+    folder: std::path::PathBuf,
     files: Arc<SegmentFiles>,
     shard: Shard,
     log: Vec<Vec<u8>>,
@@ -120,7 +121,7 @@ impl World {
     fn new(folder: &std::path::Path, engine: Arc<dyn Engine>, memory: Option<MemoryEngine>) -> Self {
         let files = Arc::new(SegmentFiles::new(folder).expect("folder"));
         let shard = open(&engine);
-        Self { engine, memory, files, shard, log: vec![], outcomes: vec![] }
+        Self { engine, memory, folder: folder.to_owned(), files, shard, log: vec![], outcomes: vec![] }
     }
 
     fn apply(&mut self, body: Body) -> Outcome {
@@ -160,6 +161,10 @@ impl World {
     fn crash(&mut self) {
         let Some(memory) = &self.memory else { return };
         memory.crash();
+        // A restarted process has no file open, and removes those that no row names.
+        self.files = Arc::new(SegmentFiles::new(&self.folder).expect("folder"));
+        let known = known_segments(self.engine.as_ref(), [KEYSPACE]).expect("reads");
+        self.files.remove_unknown(&known).expect("removes");
         self.shard = open(&self.engine);
         let from = usize::try_from(self.shard.applied()).expect("small");
         for (at, command) in self.log.iter().enumerate().skip(from) {

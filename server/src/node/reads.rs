@@ -10,7 +10,7 @@ use crate::driver::DriveError;
 
 impl Node {
     /// Returns once everything acknowledged before the call is applied on this node, which leads the shard.
-    async fn barrier(&self, shard: ShardId) -> Result<(), NodeError> {
+    pub(super) async fn barrier(&self, shard: ShardId) -> Result<(), NodeError> {
         let deadline = tokio::time::Instant::now() + DEADLINE;
         loop {
             let read = tokio::time::timeout_at(deadline, self.driver.read(GroupId(shard.0))).await;

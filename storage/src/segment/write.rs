@@ -20,7 +20,7 @@ use galoo_proto::{SegmentId, limits::PROPERTIES_MAX, record};
 use parquet::{
     arrow::ArrowWriter,
     basic::{Compression, Encoding},
-    file::properties::{EnabledStatistics, WriterProperties, WriterVersion},
+    file::properties::{EnabledStatistics, WriterProperties},
     schema::types::ColumnPath,
 };
 
@@ -243,7 +243,6 @@ impl SegmentWriter {
     fn properties(&self) -> WriterProperties {
         let path = |name: &str| ColumnPath::new(vec![name.to_owned()]);
         let mut properties = WriterProperties::builder()
-            .set_writer_version(WriterVersion::PARQUET_2_0)
             .set_created_by("galoo".to_owned())
             .set_compression(Compression::LZ4_RAW)
             .set_statistics_enabled(EnabledStatistics::Page)
