@@ -1,4 +1,4 @@
-# Galoo: `make demo` shows it, `make test` proves it. Both install what they lack.
+# Galoo: `make build` makes it, `make test` proves it. Both install what they lack.
 #
 # One optimised build of the dependencies (profile release) serves the binary, the demo, the tests, the lints and the
 # benchmarks. It lives outside the clone, so that a second clone on the same machine starts warm.
@@ -23,7 +23,7 @@ CARGO_FLAGS := --release --locked
 # The tests ask DuckDB (from PyPI) for a second opinion.
 export GALOO_PYTHON ?= $(GALOO_CACHE)/venv/bin/python
 
-.PHONY: help setup build test demo bench lint doc unit clean
+.PHONY: help setup build test bench lint unit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ unit: setup ## all tests, without the lints
 
 test: lint unit ## everything that must hold: lints, docs, unit, property and process tests
 	@echo "make test: all checks passed"
+
+bench: build ## the figures of docs/benchmarks.md that there is data for
+	$(GALOO_PYTHON) bench/import.py bin/galoo $(or $(DATA),$(or $(GALOO_SHARED),../shared)/data/sc2.ndjson.zst)
 
 clean: ## remove what was built (the dependencies too)
 	rm -rf bin $(CARGO_TARGET_DIR)
