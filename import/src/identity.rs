@@ -3,7 +3,7 @@
 //! A file is known by its base name and its first MiB *after* decompression: packing it again does not make it another
 //! file, and moving it to another folder does not either. A file that is smaller than that may be appended to later,
 //! and then its first MiB differs. So an identity says over how many bytes it was taken, and an input is compared with
-//! earlier identities over *their* bytes: see [`matches`] and [`choose`].
+//! earlier identities over *their* bytes: see [`matches()`] and [`choose`].
 //!
 //! It promises no more than that the beginnings are equal. That the rest is, is proved run by run by the store, which
 //! refuses other content under a number that it knows.

@@ -228,7 +228,7 @@ impl SqlError {
 /// The refusal of a statement that would write.
 pub(super) fn read_only(what: &str) -> SqlError {
     SqlError::new("25006", format!("cannot execute {what}: galoo's tables are read-only through SQL"))
-        .with_hint("write events with the append API and state with the put API, or define a rollup with CREATE ROLLUP")
+        .with_hint("write events with the append API and state with the put API")
 }
 
 /// `game.public.name` is `name` to a Postgres user, and `game.other.name` is `other.name`.

@@ -1,6 +1,6 @@
 //! Galoo's SQL: a game's tables on DataFusion.
 //!
-//! [`context`] makes a DataFusion session over views of a game's shards: one consistent cut, taken by the caller after
+//! [`Engine::context`] makes a DataFusion session over views of a game's shards: one consistent cut, taken by the caller after
 //! everything acknowledged was applied. Tables: `events` ([`events`]), `state` and `players` ([`state`]). Filters on
 //! player, time and type are pushed down to the shards ([`pushdown`]); DataFusion checks them again.
 //!

@@ -10,7 +10,7 @@ pub(super) enum GameCommand {
     /// Make a game
     #[command(after_help = "Example: galoo game create sc2 --shards 8")]
     Create {
-        /// Its name: [a-z][a-z0-9_]*, at most 64 bytes
+        /// Its name: a letter a to z, then letters, digits or _, at most 64 bytes
         name: String,
         /// Token ranges that it is cut into
         #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
