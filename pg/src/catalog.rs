@@ -65,6 +65,7 @@ const CATALOG_WORDS: &[&str] = &[
     "current_user",
     "format_type",
     "generate_subscripts",
+    "getdatabaseencoding",
     "has_any_column_privilege",
     "has_column_privilege",
     "has_database_privilege",
@@ -87,7 +88,9 @@ const CATALOG_WORDS: &[&str] = &[
     "session_user",
     "set_config",
     "shobj_description",
+    "to_char",
     "to_regclass",
+    "to_regtype",
     "txid_current",
     "version",
 ];
@@ -111,7 +114,8 @@ pub(super) fn is_named_in(tokens: &[Token]) -> bool {
 
 /// Whether a statement casts a name to an object id, which only the rewrites can do.
 pub(super) fn casts_to_oid(tokens: &[Token]) -> bool {
-    let kinds = ["regclass", "regnamespace", "regproc", "regprocedure", "regrole", "regtype"];
+    let kinds =
+        ["to_regclass", "to_regtype", "regclass", "regnamespace", "regproc", "regprocedure", "regrole", "regtype"];
     tokens.iter().any(|token| match token {
         Token::Word(word) => kinds.iter().any(|kind| word.value.eq_ignore_ascii_case(kind)),
         _ => false,

@@ -201,7 +201,7 @@ impl Connection {
     async fn run_query(&mut self, parsed: &Parsed) -> Result<(), Failure> {
         let work = plan::plan(&self.shared, &self.identity, &self.settings, parsed);
         let planned = self.link.guard(async { Ok(work.await?) }).await?;
-        let columns = Columns::new(planned.plan.schema().as_arrow(), &parsed.names);
+        let columns = Columns::of_query(&planned.plan, parsed);
         let fields = columns.describe(&[])?;
         let stream = self.link.guard(async { Ok(plan::execute(planned).await?) }).await?;
         self.sender.outbox.row_description(&fields);

@@ -133,7 +133,7 @@ impl Connection {
             parameters
         } else if let What::Query(parsed) = &prepared.what {
             let fresh = self.plan(parsed).await?;
-            let parameters = params::of_plan(&fresh.plan, &prepared.oids)?;
+            let parameters = params::of_plan(&fresh.plan, &prepared.oids, &parsed.oid_lists)?;
             planned = Some(fresh);
             parameters
         } else {
@@ -165,8 +165,8 @@ impl Connection {
             }
             What::Query(parsed) => {
                 let planned = self.plan(parsed).await?;
-                let parameters = params::of_plan(&planned.plan, &prepared.oids)?;
-                let columns = Columns::new(planned.plan.schema().as_arrow(), &parsed.names);
+                let parameters = params::of_plan(&planned.plan, &prepared.oids, &parsed.oid_lists)?;
+                let columns = Columns::of_query(&planned.plan, parsed);
                 let oids: Vec<u32> = parameters.iter().map(|parameter| parameter.kind.oid()).collect();
                 self.sender.outbox.parameter_description(&oids);
                 self.sender.outbox.row_description(&columns.describe(&[])?);
@@ -278,7 +278,7 @@ impl Portal {
         if let Some(values) = &self.values {
             plan = plan.replace_params_with_values(values)?;
         }
-        let own = Columns::new(plan.schema().as_arrow(), &parsed.names);
+        let own = Columns::of_query(&plan, parsed);
         let columns = match self.prepared.described() {
             Some((_, told)) if told.fields.len() == own.fields.len() => told,
             Some((_, told)) => {

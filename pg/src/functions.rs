@@ -17,7 +17,9 @@ use datafusion::prelude::SessionContext;
 use datafusion_pg_catalog::pg_catalog as pg;
 
 use super::catalog::{OWNER, PUBLIC};
+use super::json::JsonBuildObject;
 use super::session::{Identity, Scope, Settings, VERSION_TEXT};
+use super::to_char::ToChar;
 
 /// Functions that are true of everything.
 const TRUE: &[&str] = &[
@@ -125,6 +127,7 @@ pub(super) fn register(context: &SessionContext, identity: &Identity, settings: 
         ("inet_server_port", ScalarValue::Int32(None)),
         ("txid_current", ScalarValue::Int64(Some(1))),
         ("pg_size_pretty", text("0 bytes")),
+        ("getdatabaseencoding", text("UTF8")),
     ];
     answers.extend(TRUE.iter().map(|name| (*name, ScalarValue::Boolean(Some(true)))));
     answers.extend(FALSE.iter().map(|name| (*name, ScalarValue::Boolean(Some(false)))));
@@ -133,6 +136,10 @@ pub(super) fn register(context: &SessionContext, identity: &Identity, settings: 
     for (name, answer) in answers {
         context.register_udf(ScalarUDF::new_from_impl(Fixed { name, answer, signature: any() }));
     }
+    context.register_udf(ScalarUDF::new_from_impl(ToChar::new()));
+    context.register_udf(ScalarUDF::new_from_impl(JsonBuildObject::new()));
+    let inner = datafusion::functions_nested::string::array_to_string_udf();
+    context.register_udf(ScalarUDF::new_from_impl(ArrayToString { inner, signature: any() }));
     for name in ["current_setting", "set_config"] {
         context.register_udf(ScalarUDF::new_from_impl(Setting { name, settings: settings.clone(), signature: any() }));
     }
@@ -165,6 +172,34 @@ impl ScalarUDFImpl for Fixed {
 
     fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
         Ok(ColumnarValue::Scalar(self.answer.clone()))
+    }
+}
+
+/// `array_to_string`, which takes a text as it is: the catalog's lists of rights and options are texts here, and null.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct ArrayToString {
+    inner: Arc<ScalarUDF>,
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for ArrayToString {
+    fn name(&self) -> &str {
+        "array_to_string"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Utf8)
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        match args.args.first() {
+            Some(text) if text.data_type() == DataType::Utf8 => Ok(text.clone()),
+            _ => self.inner.invoke_with_args(args)?.cast_to(&DataType::Utf8, None),
+        }
     }
 }
 

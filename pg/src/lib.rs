@@ -30,6 +30,8 @@
 //! | `rows` | from record batches to rows on the wire |
 //! | `numeric` | the type `numeric` on the wire |
 //! | `catalog`, `pg_views`, `functions`, `information_schema` | what tools ask about the database itself |
+//! | `rewrite` | forms that tools send and DataFusion cannot plan |
+//! | `to_char`, `json` | functions that have more to do than one answer |
 //! | `relation` | small relations written down as text |
 //! | `error` | SQLSTATEs |
 
@@ -40,6 +42,7 @@ mod error;
 mod extended;
 mod functions;
 mod information_schema;
+mod json;
 mod link;
 mod names;
 mod numeric;
@@ -48,10 +51,12 @@ mod params;
 mod pg_views;
 mod plan;
 mod relation;
+mod rewrite;
 mod rows;
 mod session;
 mod startup;
 mod statement;
+mod to_char;
 mod wire;
 
 use std::future::Future;

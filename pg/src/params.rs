@@ -42,14 +42,14 @@ pub(super) struct Parameter {
 }
 
 /// Finds the parameters of a plan. `oids` are the types that the client named; 0 is none.
-pub(super) fn of_plan(plan: &LogicalPlan, oids: &[u32]) -> Result<Vec<Parameter>, SqlError> {
+pub(super) fn of_plan(plan: &LogicalPlan, oids: &[u32], oid_lists: &[String]) -> Result<Vec<Parameter>, SqlError> {
     let fields = plan.get_parameter_fields()?;
     let count = fields.keys().filter_map(|id| index_of(id)).max().unwrap_or(0).max(oids.len());
     let mut parameters = named(oids);
     parameters.resize(count, Parameter { kind: Type::TEXT, is_named: false, inferred: None });
-    let arrays = arrays_of(plan)?;
+    let found = found_in(plan)?;
     for (id, field) in fields {
-        let field = field.or_else(|| arrays.get(&id).cloned());
+        let field = field.or_else(|| found.get(&id).cloned());
         let index = index_of(&id)
             .and_then(|index| index.checked_sub(1))
             .ok_or_else(|| SqlError::new("42P02", format!("there is no parameter {id}")))?;
@@ -57,31 +57,40 @@ pub(super) fn of_plan(plan: &LogicalPlan, oids: &[u32]) -> Result<Vec<Parameter>
         parameter.inferred = field.as_ref().map(|field| field.data_type().clone());
         if !parameter.is_named {
             parameter.kind = field.as_ref().map_or(Type::TEXT, told);
+            if oid_lists.contains(&id) {
+                parameter.kind = Type::OID_ARRAY;
+            }
         }
     }
     Ok(parameters)
 }
 
-/// Finds parameters that stand for a whole array, as in `x = any($1)`: they are lists of what they are compared with.
-fn arrays_of(plan: &LogicalPlan) -> Result<HashMap<String, FieldRef>, SqlError> {
-    let mut arrays = HashMap::new();
+/// Finds what DataFusion infers not: a parameter under a cast has the type of the cast, and one that stands for a whole
+/// array, as in `x = any($1)`, is a list of what it is compared with.
+fn found_in(plan: &LogicalPlan) -> Result<HashMap<String, FieldRef>, SqlError> {
+    let mut found = HashMap::new();
     plan.apply_with_subqueries(|node| {
         let schema = merge_schema(&node.inputs());
         node.apply_expressions(|expr| {
             expr.apply(|expr| {
+                if let Expr::Cast(cast) = expr
+                    && let Expr::Placeholder(placeholder) = cast.expr.as_ref()
+                {
+                    found.insert(placeholder.id.clone(), cast.field.clone());
+                }
                 if let Expr::ScalarFunction(function) = expr
                     && function.name() == "array_has"
                     && let [Expr::Placeholder(placeholder), element] = function.args.as_slice()
                     && let Ok(element) = element.get_type(&schema)
                 {
                     let list = DataType::List(Arc::new(Field::new_list_field(element, true)));
-                    arrays.insert(placeholder.id.clone(), Arc::new(Field::new(&placeholder.id, list, true)));
+                    found.insert(placeholder.id.clone(), Arc::new(Field::new(&placeholder.id, list, true)));
                 }
                 Ok(TreeNodeRecursion::Continue)
             })
         })
     })?;
-    Ok(arrays)
+    Ok(found)
 }
 
 /// The parameters whose types the client named itself.
@@ -176,6 +185,8 @@ fn decode_one(bytes: &Bytes, is_binary: bool, parameter: &Parameter) -> Result<S
             return cast_text(&utf8(bytes)?, &target, kind);
         }
     }
+    // The two lists have the same bytes.
+    let kind = if *kind == Type::OID_ARRAY { &Type::INT4_ARRAY } else { kind };
     let bind = extendedquery::Bind::new(None, None, vec![i16::from(is_binary)], vec![Some(bytes.clone())], Vec::new());
     let statement = StoredStatement::new(String::new(), (), vec![Some(kind.clone())]);
     let values = deserialize_parameters(&Portal::try_new(&bind, Arc::new(statement))?, &[None])?;

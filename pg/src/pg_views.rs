@@ -40,6 +40,65 @@ const VIEWS: &[Relation] = &[
             "pending_restart",
         ],
     ),
+    // The crate's have texts for lists of columns, which cannot be unnested. A game has no keys and no indexes to show.
+    (
+        "pg_index",
+        &[
+            "#indexrelid",
+            "#indrelid",
+            "#indnatts",
+            "#indnkeyatts",
+            "?indisunique",
+            "?indnullsnotdistinct",
+            "?indisprimary",
+            "?indisexclusion",
+            "?indimmediate",
+            "?indisclustered",
+            "?indisvalid",
+            "?indcheckxmin",
+            "?indisready",
+            "?indislive",
+            "?indisreplident",
+            "@indkey",
+            "@indcollation",
+            "@indclass",
+            "@indoption",
+            "indexprs",
+            "indpred",
+        ],
+    ),
+    (
+        "pg_constraint",
+        &[
+            "#oid",
+            "#tableoid",
+            "conname",
+            "#connamespace",
+            "contype",
+            "?condeferrable",
+            "?condeferred",
+            "?convalidated",
+            "#conrelid",
+            "#contypid",
+            "#conindid",
+            "#conparentid",
+            "#confrelid",
+            "confupdtype",
+            "confdeltype",
+            "confmatchtype",
+            "?conislocal",
+            "#coninhcount",
+            "?connoinherit",
+            "@conkey",
+            "@confkey",
+            "@conpfeqop",
+            "@conppeqop",
+            "@conffeqop",
+            "@confdelsetcols",
+            "@conexclop",
+            "conbin",
+        ],
+    ),
     ("pg_user", &["usename", "#usesysid", "usecreatedb", "usesuper", "userepl", "usebypassrls", "passwd", "valuntil"]),
     ("pg_group", &["groname", "#grosysid", "grolist"]),
     ("pg_shadow", &["usename", "#usesysid", "usecreatedb", "usesuper", "passwd"]),
@@ -110,16 +169,32 @@ const VIEWS: &[Relation] = &[
     ("pg_transform", &["#oid", "#trftype", "#trflang", "trffromsql", "trftosql"]),
 ];
 
-/// Columns that tables lack and tools ask for: lists of texts, always null.
-const MORE_COLUMNS: &[Relation] = &[("pg_class", &["relacl", "reloptions"]), ("pg_database", &["datcollversion"])];
+/// Columns that tables lack and tools ask for, always null: integers (`#`) and lists of texts.
+const MORE_COLUMNS: &[Relation] = &[
+    ("pg_class", &["relacl", "reloptions", "#tableoid"]),
+    ("pg_collation", &["colliculocale"]),
+    ("pg_language", &["#tableoid"]),
+    ("pg_namespace", &["#tableoid"]),
+    ("pg_opclass", &["#tableoid"]),
+    ("pg_operator", &["#tableoid"]),
+    ("pg_opfamily", &["#tableoid"]),
+    ("pg_proc", &["#tableoid"]),
+    ("pg_rewrite", &["#tableoid"]),
+    ("pg_trigger", &["#tableoid"]),
+    ("pg_type", &["#tableoid"]),
+];
 
 fn with_more_columns(name: &str, table: Arc<dyn TableProvider>, more: &[&str]) -> Result<Arc<dyn TableProvider>> {
     let present = table.schema();
     let scan = LogicalPlanBuilder::scan(name, provider_as_source(table), None)?;
     let mut columns: Vec<Expr> = present.fields().iter().map(|field| ident(field.name())).collect();
-    let null = ScalarValue::new_null_list(DataType::Utf8, true, 1);
-    let missing = more.iter().filter(|column| present.field_with_name(column).is_err());
-    columns.extend(missing.map(|column| lit(null.clone()).alias(*column)));
+    columns.extend(more.iter().filter_map(|column| {
+        let (name, null) = match column.strip_prefix('#') {
+            Some(name) => (name, ScalarValue::Int32(None)),
+            None => (*column, ScalarValue::new_null_list(DataType::Utf8, true, 1)),
+        };
+        present.field_with_name(name).is_err().then(|| lit(null).alias(name))
+    }));
     Ok(Arc::new(ViewTable::new(scan.project(columns)?.build()?, None)))
 }
 

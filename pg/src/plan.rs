@@ -17,10 +17,7 @@ use datafusion::execution::context::SQLOptions;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement as PlannedStatement;
-use datafusion::sql::sqlparser::ast::{
-    ArrayElemTypeDef, CastKind, DataType, Expr, FunctionArguments, Query, SetExpr, Statement, Value, VisitMut,
-    VisitorMut, visit_relations,
-};
+use datafusion::sql::sqlparser::ast::{Query, SetExpr, Statement, visit_relations};
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
@@ -30,6 +27,7 @@ use super::error::read_only;
 use super::information_schema::INFORMATION_SCHEMA;
 use super::names::{self, OutputNames};
 use super::pace;
+use super::rewrite;
 use super::session::{Identity, Settings};
 use super::statement::Piece;
 use super::{Shared, SqlError};
@@ -43,8 +41,17 @@ pub(super) struct Parsed {
     /// As the catalog needs it; `None` for a plain statement.
     rewritten: Option<Statement>,
     pub(super) names: OutputNames,
+    /// Parameters that are lists of object ids.
+    pub(super) oid_lists: Vec<String>,
     /// The word of its command tag.
     pub(super) tag: &'static str,
+}
+
+impl Parsed {
+    /// Whether a query is about the catalog and nothing else.
+    pub(super) fn is_of_catalog(&self) -> bool {
+        self.rewritten.is_some() && self.written.is_none()
+    }
 }
 
 /// A query with the cut that it reads.
@@ -59,49 +66,31 @@ pub(super) fn parse(piece: &Piece) -> Result<Parsed, SqlError> {
     let written = one(Parser::parse_sql(&PostgreSqlDialect {}, &text).map_err(SqlError::from));
     if !catalog::is_named_in(&piece.tokens) {
         let mut written = written?;
+        rewrite::apply_to_plain(&mut written);
         let names = names::prepare(&mut written);
         let tag = check(&mut written)?;
-        return Ok(Parsed { text, written: Some(written), rewritten: None, names, tag });
+        return Ok(Parsed { text, written: Some(written), rewritten: None, names, oid_lists: Vec::new(), tag });
     }
-    let (rewritten, own_names, tag) = rewrite(&text)?;
+    let (rewritten, own_names, tag) = for_catalog(&text)?;
+    let oid_lists = rewrite::oid_lists(&rewritten);
     let mut written = written.ok();
+    if let Some(written) = &mut written {
+        rewrite::apply_to_plain(written);
+    }
     let names = written.as_mut().map_or(own_names, names::prepare);
     if let Some(written) = &mut written {
         check(written)?;
     }
     let written = written.filter(|written| reads_a_game(written) && !catalog::casts_to_oid(&piece.tokens));
-    Ok(Parsed { text, written, rewritten: Some(rewritten), names, tag })
+    Ok(Parsed { text, written, rewritten: Some(rewritten), names, oid_lists, tag })
 }
 
-fn rewrite(text: &str) -> Result<(Statement, OutputNames, &'static str), SqlError> {
+fn for_catalog(text: &str) -> Result<(Statement, OutputNames, &'static str), SqlError> {
     let mut statement = one(compatible(text))?;
-    let _ = VisitMut::visit(&mut statement, &mut ArraysOfSubqueries);
+    rewrite::apply(&mut statement);
     let names = names::prepare(&mut statement);
     let tag = check(&mut statement)?;
     Ok((statement, names, tag))
-}
-
-/// Replaces `array(select ...)`, which DataFusion has not, by null. Tools use it for options that nothing here has.
-struct ArraysOfSubqueries;
-
-impl VisitorMut for ArraysOfSubqueries {
-    type Break = ();
-
-    fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
-        if let Expr::Function(function) = expr
-            && matches!(function.args, FunctionArguments::Subquery(_))
-            && function.name.to_string().eq_ignore_ascii_case("array")
-        {
-            *expr = Expr::Cast {
-                kind: CastKind::DoubleColon,
-                expr: Box::new(Expr::Value(Value::Null.into())),
-                data_type: DataType::Array(ArrayElemTypeDef::SquareBracket(Box::new(DataType::Text), None)),
-                array: false,
-                format: None,
-            };
-        }
-        ControlFlow::Continue(())
-    }
 }
 
 /// Whether a statement reads a relation that is not the catalog's.
@@ -212,7 +201,7 @@ pub(super) async fn plan(
     if let Ok(plan) = plan_in(&context, written).await {
         return Ok(Planned { context, plan });
     }
-    let Ok((rewritten, ..)) = rewrite(&parsed.text) else { return Err(error) };
+    let Ok((rewritten, ..)) = for_catalog(&parsed.text) else { return Err(error) };
     let plan = plan_in(&context, &rewritten).await.map_err(|_| error)?;
     Ok(Planned { context, plan })
 }

@@ -1,11 +1,12 @@
 //! Small relations written down as text: names of columns, and rows that name the columns that they fill.
 //!
-//! `information_schema` and the views of `pg_catalog` that nobody else has are made of these. A column whose name begins
-//! with `#` is an integer, all others are text; what a row does not name is null.
+//! `information_schema` and the views of `pg_catalog` that nobody else has are made of these. The first character of a
+//! column's name may give its type: `#` is an integer, `?` a boolean, `@` a list of integers; all others are text. What a
+//! row does not name is null, and lists always are.
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, Int32Array, RecordBatch, StringArray};
+use datafusion::arrow::array::{ArrayRef, BooleanArray, Int32Array, RecordBatch, StringArray, new_null_array};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
@@ -21,9 +22,14 @@ pub(super) type Row = Vec<(&'static str, String)>;
 pub(super) fn schema_of(columns: &[&str]) -> SchemaRef {
     let fields: Vec<Field> = columns
         .iter()
-        .map(|column| match column.strip_prefix('#') {
-            Some(name) => Field::new(name, DataType::Int32, true),
-            None => Field::new(*column, DataType::Utf8, true),
+        .map(|column| {
+            let (name, kind) = match column.split_at(1) {
+                ("#", name) => (name, DataType::Int32),
+                ("?", name) => (name, DataType::Boolean),
+                ("@", name) => (name, DataType::List(Arc::new(Field::new_list_field(DataType::Int32, true)))),
+                _ => (*column, DataType::Utf8),
+            };
+            Field::new(name, kind, true)
         })
         .collect();
     Arc::new(Schema::new(fields))
@@ -31,16 +37,18 @@ pub(super) fn schema_of(columns: &[&str]) -> SchemaRef {
 
 /// A table with these columns and rows.
 pub(super) fn table_of(columns: &[&str], rows: &[Row]) -> Result<Arc<dyn TableProvider>> {
-    let arrays = columns.iter().map(|column| {
+    let schema = schema_of(columns);
+    let arrays = columns.iter().zip(schema.fields()).map(|(column, field)| {
         let values =
             rows.iter().map(|row| row.iter().find(|(name, _)| name == column).map(|(_, value)| value.as_str()));
-        if column.starts_with('#') {
-            Arc::new(values.map(|value| value?.parse().ok()).collect::<Int32Array>()) as ArrayRef
-        } else {
-            Arc::new(values.collect::<StringArray>()) as ArrayRef
+        match field.data_type() {
+            DataType::Int32 => Arc::new(values.map(|value| value?.parse().ok()).collect::<Int32Array>()) as ArrayRef,
+            DataType::Boolean => Arc::new(values.map(|value| value?.parse().ok()).collect::<BooleanArray>()),
+            DataType::Utf8 => Arc::new(values.collect::<StringArray>()),
+            other => new_null_array(other, rows.len()),
         }
     });
-    let schema = schema_of(columns);
-    let batch = RecordBatch::try_new(schema.clone(), arrays.collect())?;
+    let arrays = arrays.collect();
+    let batch = RecordBatch::try_new(schema.clone(), arrays)?;
     Ok(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?))
 }

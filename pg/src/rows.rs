@@ -9,7 +9,7 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
-use arrow_pg::datatypes::field_into_pg_type;
+use arrow_pg::datatypes::{PG_OID_ALIAS_KEY, field_into_pg_type};
 use arrow_pg::encoder::encode_value;
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use datafusion::arrow::compute::{CastOptions, can_cast_types, cast_with_options};
@@ -19,6 +19,7 @@ use datafusion::arrow::datatypes::{
 use datafusion::arrow::error::ArrowError;
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::logical_expr::LogicalPlan;
 use futures::StreamExt;
 use pgwire::api::Type;
 use pgwire::api::results::{DataRowEncoder, FieldFormat, FieldInfo};
@@ -27,6 +28,7 @@ use super::SqlError;
 use super::link::{Failure, Link, Sender};
 use super::names::OutputNames;
 use super::numeric::Numeric;
+use super::plan::Parsed;
 use super::wire::violation;
 
 /// The columns of a result as the client sees them.
@@ -34,6 +36,8 @@ use super::wire::violation;
 pub(super) struct Columns {
     /// Names and wire types; a batch's columns are cast to them.
     pub(super) fields: Vec<FieldRef>,
+    /// Whether lists of integers are told to be lists of object ids.
+    has_oid_lists: bool,
 }
 
 impl Columns {
@@ -42,9 +46,20 @@ impl Columns {
         let count = schema.fields().len();
         let fields = schema.fields().iter().enumerate().map(|(index, field)| {
             let name = names.get(index, count).unwrap_or(field.name());
-            Arc::new(Field::new(name, wire_type(field.data_type()), true).with_metadata(field.metadata().clone()))
+            let kind = wire_type(field.data_type());
+            let mut metadata = field.metadata().clone();
+            if kind != DataType::Int32 {
+                // DataFusion keeps the mark of an object id on its cast to text, which is no id any more.
+                metadata.remove(PG_OID_ALIAS_KEY);
+            }
+            Arc::new(Field::new(name, kind, true).with_metadata(metadata))
         });
-        Self { fields: fields.collect() }
+        Self { fields: fields.collect(), has_oid_lists: false }
+    }
+
+    /// Takes the columns of a query; in one about the catalog only, lists of integers are lists of object ids.
+    pub(super) fn of_query(plan: &LogicalPlan, parsed: &Parsed) -> Self {
+        Self { has_oid_lists: parsed.is_of_catalog(), ..Self::new(plan.schema().as_arrow(), &parsed.names) }
     }
 
     /// Describes the columns in the formats that a `Bind` asked for: none, one for all, or one each.
@@ -60,8 +75,9 @@ impl Columns {
             let code = formats.get(index).or(formats.first()).copied().unwrap_or(0);
             let kind = match field.data_type() {
                 DataType::Decimal256(..) => Type::NUMERIC,
-                // A column of nulls only has no type; clients know how to read text.
-                DataType::Null => Type::TEXT,
+                DataType::List(element) if self.has_oid_lists && *element.data_type() == DataType::Int32 => {
+                    Type::OID_ARRAY
+                }
                 _ => field_into_pg_type(field).unwrap_or(Type::TEXT),
             };
             FieldInfo::new(field.name().clone(), None, None, kind, FieldFormat::from(code))
@@ -73,6 +89,8 @@ impl Columns {
 /// The type in which a column is sent.
 pub(super) fn wire_type(kind: &DataType) -> DataType {
     match kind {
+        // A column of nulls only, or of a parameter whose type is not known before its value.
+        DataType::Null => DataType::Utf8,
         DataType::Int8 => DataType::Int16,
         DataType::UInt64 => DataType::Int64,
         DataType::Float16 => DataType::Float32,
@@ -207,7 +225,7 @@ impl Cursor {
     fn encode_row(&self, encoder: &mut DataRowEncoder) -> Result<(), SqlError> {
         let row = self.next_row;
         for ((array, field), info) in self.batch.iter().zip(&self.columns.fields).zip(self.fields.iter()) {
-            if array.is_null(row) || *array.data_type() == DataType::Null {
+            if array.is_null(row) {
                 put(encoder, info, &None::<Numeric>)?;
                 continue;
             }

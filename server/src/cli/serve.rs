@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::Context;
 use clap::Args;
-use tokio::{net::TcpListener, signal::unix::SignalKind, sync::watch};
+use tokio::{net::TcpListener, runtime::Handle, signal::unix::SignalKind, sync::watch};
 use tracing::{info, warn};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -51,8 +51,12 @@ pub(super) struct ServerArgs {
 pub(super) fn run(args: ServerArgs) -> Result<(), Failure> {
     telemetry::start_logs(LevelFilter::INFO, args.json);
     let config = config(&args).map_err(|error| Failure::Refused(error.to_string()))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from)?;
-    runtime.block_on(serve(config, args.insecure)).map_err(|error| match error.downcast_ref::<DataFolderError>() {
+    let runtime = |name: &str| tokio::runtime::Builder::new_multi_thread().thread_name(name).enable_all().build();
+    let (gameplay, queries) =
+        runtime("galoo").and_then(|one| Ok((one, runtime("sql")?))).map_err(anyhow::Error::from)?;
+    let served = gameplay.block_on(serve(config, args.insecure, queries.handle()));
+    queries.shutdown_background();
+    served.map_err(|error| match error.downcast_ref::<DataFolderError>() {
         Some(folder) => Failure::Refused(folder.to_string()),
         None => Failure::Failed(error),
     })
@@ -75,7 +79,8 @@ async fn bind(front: &str, addr: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(addr).await.with_context(|| format!("cannot serve {front} on {addr}"))
 }
 
-async fn serve(mut config: Config, insecure: bool) -> anyhow::Result<()> {
+/// Serves until a signal. SQL runs on threads of its own (`queries`), so that no query holds up a write.
+async fn serve(mut config: Config, insecure: bool, queries: &Handle) -> anyhow::Result<()> {
     // Ports first: a node that cannot be reached must not open its data.
     let grpc_listener = bind("gRPC", config.grpc).await?;
     let pg_listener = bind("the Postgres protocol", config.pg).await?;
@@ -97,8 +102,8 @@ async fn serve(mut config: Config, insecure: bool) -> anyhow::Result<()> {
     let mut fronts = tokio::task::JoinSet::new();
     fronts.spawn(grpc::serve(node.clone(), grpc_listener, until_stopped(stopped.clone())));
     let pg_stopped = until_stopped(stopped.clone());
-    fronts
-        .spawn(async move { Ok(galoo_pg::serve(pg_listener, sql, pg_stopped, galoo_pg::PgLimits::default()).await?) });
+    let limits = galoo_pg::PgLimits::default();
+    fronts.spawn_on(async move { Ok(galoo_pg::serve(pg_listener, sql, pg_stopped, limits).await?) }, queries);
     let http_stopped = until_stopped(stopped.clone());
     fronts.spawn(async move { Ok(http::serve(http_listener, metrics, http_stopped).await?) });
     let compaction = tokio::spawn(compactor::run(node.clone(), stopped));
