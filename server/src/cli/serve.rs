@@ -107,11 +107,13 @@ async fn serve(mut config: Config, insecure: bool, queries: &Handle) -> anyhow::
     let http_stopped = until_stopped(stopped.clone());
     fronts.spawn(async move { Ok(http::serve(http_listener, metrics, http_stopped).await?) });
     let compaction = tokio::spawn(compactor::run(node.clone(), stopped));
-    println!("galoo ready grpc={} pg={} http={}", config.grpc, config.pg, config.http);
+    // Before the ready line: whoever read it may send a signal at once.
+    let mut interrupt = tokio::signal::unix::signal(SignalKind::interrupt())?;
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
+    println!("galoo ready grpc={} pg={} http={}", config.grpc, config.pg, config.http);
     let mut failed = Ok(());
     tokio::select! {
-        _ = tokio::signal::ctrl_c() => info!("SIGINT: stopping"),
+        _ = interrupt.recv() => info!("SIGINT: stopping"),
         _ = terminate.recv() => info!("SIGTERM: stopping"),
         ended = fronts.join_next() => {
             failed = match ended {
