@@ -23,3 +23,16 @@ pub mod mapping;
 pub mod runs;
 mod scanner;
 pub mod source;
+
+/// Returns a file of the shared data (`GALOO_SHARED`, by default beside the clone); prints why a test is skipped without.
+#[cfg(test)]
+fn shared_data(name: &str) -> Option<std::path::PathBuf> {
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared");
+    let folder = std::env::var_os("GALOO_SHARED").unwrap_or_else(|| beside.into());
+    let path = std::path::Path::new(&folder).join("data").join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    println!("SKIPPED: no shared data {} (GALOO_SHARED)", path.display());
+    None
+}

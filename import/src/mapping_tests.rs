@@ -5,7 +5,6 @@ use crate::detect::{MappingOptions, detect};
 use crate::runs::RunReader;
 use crate::source::Source;
 use proptest::prelude::*;
-use std::path::Path;
 
 fn mapping(player: &str, time: &str, time_unit: TimeUnit, event_type: &str) -> Mapping {
     let (player, time, event_type) = (player.to_owned(), time.to_owned(), event_type.to_owned());
@@ -170,12 +169,8 @@ fn lines_of_a_run_are_mapped_by_what_they_are_and_times_are_kept() {
 
 #[test]
 fn the_sc2_file_maps_whole_and_loses_nothing() {
-    let path = Path::new("/work/shared/data/sc2.ndjson.zst");
-    if !path.exists() {
-        println!("skipped: {} is absent", path.display());
-        return;
-    }
-    let mut reader = RunReader::new(Source::open(path, None).unwrap());
+    let Some(path) = crate::shared_data("sc2.ndjson.zst") else { return };
+    let mut reader = RunReader::new(Source::open(&path, None).unwrap());
     let first = reader.next_run().unwrap().unwrap();
     let texts = first.lines().filter_map(|(_, line)| if let Line::Text(text) = line { Some(text) } else { None });
     let detection = detect(MappingOptions::default(), texts).unwrap();

@@ -203,7 +203,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::io::Cursor;
-    use std::path::Path;
 
     fn reader(content: Vec<u8>) -> RunReader {
         RunReader::new(Source::from_reader("e", Box::new(Cursor::new(content)), None, None).unwrap())
@@ -272,12 +271,8 @@ mod tests {
 
     #[test]
     fn the_sc2_file_has_its_runs() {
-        let path = Path::new("/work/shared/data/sc2.ndjson.zst");
-        if !path.exists() {
-            println!("skipped: {} is absent", path.display());
-            return;
-        }
-        let mut reader = RunReader::new(Source::open(path, None).unwrap());
+        let Some(path) = crate::shared_data("sc2.ndjson.zst") else { return };
+        let mut reader = RunReader::new(Source::open(&path, None).unwrap());
         let (mut runs, mut lines) = (0, 0);
         while let Some(run) = reader.next_run().unwrap() {
             assert_eq!((run.index(), run.line_first()), (runs, lines + 1));

@@ -246,12 +246,8 @@ fn keys_and_names_are_checked_before_anything_is_read() {
 
 #[test]
 fn the_sc2_file_has_its_lines() {
-    let path = Path::new("/work/shared/data/sc2.ndjson.zst");
-    if !path.exists() {
-        println!("skipped: {} is absent", path.display());
-        return;
-    }
-    let mut source = Source::open(path, None).unwrap();
+    let Some(path) = crate::shared_data("sc2.ndjson.zst") else { return };
+    let mut source = Source::open(&path, None).unwrap();
     while let Some(line) = source.next_line().unwrap() {
         assert!(matches!(line, Line::Text(_)));
     }
