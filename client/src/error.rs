@@ -63,10 +63,13 @@ impl Error {
     /// Whether the same request, if it is safe to repeat, may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
+            // Cancelled and Internal are what the HTTP/2 library makes of a connection that dies under a call.
             Self::Status { code, .. } => {
                 matches!(
                     code,
-                    Code::Unavailable
+                    Code::Cancelled
+                        | Code::Internal
+                        | Code::Unavailable
                         | Code::ResourceExhausted
                         | Code::DeadlineExceeded
                         | Code::Unknown
