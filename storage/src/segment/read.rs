@@ -155,8 +155,8 @@ impl SegmentScan {
             if !file.may_hold(players)? {
                 return Ok(Self { batches: None });
             }
-            // Tokens are stored as the bits of a u64: their order by page is the unsigned one only within a sign, so
-            // compare for equality with the page's tokens as unsigned bounds in both halves.
+            // Tokens are stored as the bits of a u64, and a page's bounds are signed: a page across the sign's change has wide
+            // bounds and is read for nothing, but no page that holds the token is ever left out.
             let tokens: Vec<u64> = players.iter().map(|player| Token::of(player).0).collect();
             narrow(file.pages(names::TOKEN, move |min, max| {
                 tokens.iter().any(|token| (min..=max).contains(&token.cast_signed()))

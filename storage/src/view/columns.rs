@@ -191,7 +191,7 @@ fn append_property(builder: &mut Builder, property: &Property<'_>) {
         (Builder::Float(floats), Property::Float(value)) => floats.append_value(*value),
         (Builder::Float(floats), Property::Int(value)) => floats.append_value(*value as f64),
         (Builder::Text(texts), value) => texts.append_value(value.text()),
-        // A later event widened the column behind this view's back: the catalog is read in the same snapshot, so no.
+        // Not reached: the catalog that chose the column's type is of the same snapshot as the values.
         _ => {}
     }
 }
