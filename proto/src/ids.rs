@@ -43,6 +43,10 @@ id!(
     SegmentId, "seg"
 );
 id!(
+    /// A rollup of a game. Never used again in the cluster. Prints `r7`.
+    RollupId, "r"
+);
+id!(
     /// An event's sequence number: dense in its shard, from 1. Prints `#7`.
     Seq, "#"
 );

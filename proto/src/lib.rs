@@ -12,7 +12,7 @@ pub mod shard_map;
 pub mod validate;
 
 pub use hlc::Hlc;
-pub use ids::{ChunkId, GameId, Keyspace, NodeId, SegmentId, Seq, ShardId, Token};
+pub use ids::{ChunkId, GameId, Keyspace, NodeId, RollupId, SegmentId, Seq, ShardId, Token};
 pub use shard_map::TokenRange;
 
 /// What prost and tonic make of the `.proto` files, in the modules that their packages name.
@@ -21,6 +21,11 @@ mod galoo {
     pub mod value {
         pub mod v1 {
             tonic::include_proto!("galoo.value.v1");
+        }
+    }
+    pub mod rollup {
+        pub mod v1 {
+            tonic::include_proto!("galoo.rollup.v1");
         }
     }
     pub mod command {
@@ -60,6 +65,8 @@ pub use galoo::data::v1 as data;
 pub use galoo::meta::v1 as meta;
 /// What a shard keeps about itself in RocksDB (`record.proto`).
 pub use galoo::record::v1 as record;
+/// What a rollup is (`rollup.proto`).
+pub use galoo::rollup::v1 as rollup;
 /// Events, cells and their changes (`value.proto`).
 pub use galoo::value::v1 as value;
 

@@ -40,6 +40,12 @@ pub const GAMES_MAX: usize = 1_000;
 pub const SHARDS_MAX: usize = 10_000;
 /// A game is created with at most this many shards.
 pub const GAME_SHARDS_MAX: u32 = 1_024;
+/// A game has at most this many rollups.
+pub const ROLLUPS_MAX: usize = 64;
+/// A rollup has at most this many groups and aggregates.
+pub const ROLLUP_COLUMNS_MAX: usize = 64;
+/// A rollup's name has 1 to this many bytes.
+pub const ROLLUP_NAME_BYTES_MAX: usize = 63;
 /// Property names of a game that get a column of their own, kept per shard.
 pub const PROPERTIES_MAX: u64 = 2_000;
 /// A producer id has 1 to this many bytes.

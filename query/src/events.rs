@@ -61,10 +61,10 @@ impl EventsTable {
     }
 
     /// Deals the sources of all shards out to the partitions, the largest first to the one with the fewest rows.
-    fn deal(&self) -> Vec<Vec<(View, Source)>> {
+    fn deal(&self) -> Result<Vec<Vec<(View, Source)>>> {
         let mut sources: Vec<(View, Source)> = Vec::new();
         for view in self.views.iter() {
-            sources.extend(view.sources().iter().map(|source| (view.clone(), source.clone())));
+            sources.extend(view.sources().map_err(external)?.iter().map(|source| (view.clone(), source.clone())));
         }
         sources.sort_by_key(|(_, source)| std::cmp::Reverse(source.rows()));
         let mut dealt: Vec<(u64, Vec<(View, Source)>)> = vec![(0, Vec::new()); self.partitions.max(1)];
@@ -74,7 +74,7 @@ impl EventsTable {
                 least.1.push((view, source));
             }
         }
-        dealt.into_iter().map(|(_, sources)| sources).collect()
+        Ok(dealt.into_iter().map(|(_, sources)| sources).collect())
     }
 }
 
@@ -113,7 +113,7 @@ impl TableProvider for EventsTable {
             }
         };
         let filter = Arc::new(pushdown::event_filter(filters));
-        let partitions = self.deal().into_iter().enumerate().map(|(place, sources)| {
+        let partitions = self.deal()?.into_iter().enumerate().map(|(place, sources)| {
             let (columns, filter, renamed) = (columns.clone(), filter.clone(), schema.clone());
             let open = move || -> galoo_storage::Result<_> {
                 let (columns, filter, renamed) = (columns.clone(), filter.clone(), renamed.clone());

@@ -38,7 +38,7 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow
     let view = node.stale_view(shard)?;
     let mut chunks: Vec<_> = Vec::new();
     let open = view.state().open.unwrap_or_default();
-    for source in view.sources() {
+    for source in view.sources()? {
         if let Source::Chunk(chunk) = source
             && chunk.id != open.id
         {

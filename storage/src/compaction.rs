@@ -97,7 +97,7 @@ pub fn build_segment(
     last: ChunkId,
 ) -> Result<record::Segment> {
     let range = first.0..=last.0;
-    let chunks = view.sources().iter().filter_map(|source| match source {
+    let chunks = view.sources()?.iter().filter_map(|source| match source {
         Source::Chunk(chunk) if range.contains(&chunk.id) => Some(ChunkId(chunk.id)),
         _ => None,
     });

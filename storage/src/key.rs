@@ -7,6 +7,7 @@
 //!             ... | 0x03 segment u64                                  -> Segment
 //!             ... | 0x04 property name                                -> kinds u8
 //!             ... | 0x05 family text, qualifier text                  -> kinds u8
+//!             ... | 0x06 rollup u64                                   -> Rollup (definition)
 //! cells       ... | token u64, player text, 0x00                      -> Row
 //!             ... | token u64, player text, 0x01, family text, qualifier text, !version u64 -> Value
 //! chunks      ... | chunk u64, token u64, player text, event_time u64, seq u64 -> event (see `event` below)
@@ -14,16 +15,21 @@
 //!             ... | 0x02 producer text, number u64                    -> BatchOutcome
 //!             ... | 0x03 log index u64                                -> producer id (order of eviction)
 //!             ... | 0x04 group text, producer text                    -> registered_at u64
+//! rollups     ... | 0x01 rollup u64                                   -> covered seq u64
+//!             ... | 0x02 rollup u64, token u64, bucket u64, groups    -> cell (see `rollup::cell`)
 //! ```
 //!
 //! A `text` is escaped so that order is kept and no text is a prefix of another: 0x00 becomes 0x00 0xff, and 0x00 0x01
-//! ends it. Versions are stored inverted: the newest comes first.
+//! ends it. Versions are stored inverted: the newest comes first. Signed numbers have their sign bit flipped.
+//!
+//! A rollup's cell has the token of its player where the player is one of the groups, and 0 where not. Each group is
+//! 0x00 (null), or 0x01 and a bool u8, an integer u64 or a text.
 //!
 //! An event's row is `0x01 | ingest HLC u64 | type length u16 | type | properties (JSON)`.
 
 use std::ops::Range;
 
-use galoo_proto::{ChunkId, Hlc, Keyspace, SegmentId, Seq, Token, value};
+use galoo_proto::{ChunkId, Hlc, Keyspace, RollupId, SegmentId, Seq, Token, value};
 
 use crate::{Error, Result};
 
@@ -32,6 +38,7 @@ const CHUNK: u8 = 2;
 const SEGMENT: u8 = 3;
 const PROPERTY: u8 = 4;
 const QUALIFIER: u8 = 5;
+const ROLLUP: u8 = 6;
 
 const ROW: u8 = 0;
 const CELL: u8 = 1;
@@ -40,6 +47,9 @@ const PRODUCER: u8 = 1;
 const OUTCOME: u8 = 2;
 const EVICTION: u8 = 3;
 const SOURCE: u8 = 4;
+
+const MARK: u8 = 1;
+const ROLLUP_CELL: u8 = 2;
 
 const EVENT_VERSION: u8 = 1;
 
@@ -55,7 +65,7 @@ fn tagged(keyspace: Keyspace, tag: u8) -> Vec<u8> {
     key
 }
 
-fn push_text(key: &mut Vec<u8>, text: &[u8]) {
+pub(crate) fn push_text(key: &mut Vec<u8>, text: &[u8]) {
     for &byte in text {
         key.push(byte);
         if byte == 0 {
@@ -66,7 +76,7 @@ fn push_text(key: &mut Vec<u8>, text: &[u8]) {
 }
 
 /// Reads an escaped text at the front of `bytes` and moves behind it.
-fn take_text(bytes: &mut &[u8]) -> Option<String> {
+pub(crate) fn take_text(bytes: &mut &[u8]) -> Option<String> {
     let mut text = Vec::new();
     let mut at = 0;
     loop {
@@ -87,7 +97,7 @@ fn take_text(bytes: &mut &[u8]) -> Option<String> {
     String::from_utf8(text).ok()
 }
 
-fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
+pub(crate) fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
     let (head, tail) = bytes.split_first_chunk::<8>()?;
     *bytes = tail;
     Some(u64::from_be_bytes(*head))
@@ -182,6 +192,35 @@ pub fn qualifier_names(key: &[u8]) -> Result<(String, String)> {
     let names = take_text(&mut rest).and_then(|family| Some((family, take_text(&mut rest)?)));
     names.ok_or_else(|| Error::row("qualifier key", "malformed"))
 }
+
+/// A rollup's definition.
+pub fn rollup(keyspace: Keyspace, rollup: RollupId) -> Vec<u8> {
+    let mut key = tagged(keyspace, ROLLUP);
+    key.extend_from_slice(&rollup.0.to_be_bytes());
+    key
+}
+
+/// All rollups' definitions, by id.
+pub fn rollups(keyspace: Keyspace) -> Range<Vec<u8>> {
+    prefix_range(tagged(keyspace, ROLLUP))
+}
+
+/// How far a rollup covers the shard's events.
+pub fn rollup_mark(keyspace: Keyspace, rollup: RollupId) -> Vec<u8> {
+    let mut key = tagged(keyspace, MARK);
+    key.extend_from_slice(&rollup.0.to_be_bytes());
+    key
+}
+
+/// All cells of a rollup. What follows the range's start in a key is the cell's place: token, bucket, groups.
+pub fn rollup_cells(keyspace: Keyspace, rollup: RollupId) -> Range<Vec<u8>> {
+    let mut key = tagged(keyspace, ROLLUP_CELL);
+    key.extend_from_slice(&rollup.0.to_be_bytes());
+    prefix_range(key)
+}
+
+/// Bytes before a cell's place in its key.
+pub const ROLLUP_CELL_PREFIX_BYTES: usize = 17;
 
 fn player_prefix(keyspace: Keyspace, player: &str, capacity: usize) -> Vec<u8> {
     let mut key = key(keyspace, 8 + player.len() + 2 + capacity);

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod error;
 pub mod key;
 pub mod properties;
+pub mod rollup;
 pub mod segment;
 pub mod shard;
 pub mod view;

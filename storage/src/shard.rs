@@ -9,6 +9,7 @@ mod cells;
 mod checksum;
 mod events;
 mod producers;
+mod rollups;
 
 use std::{
     collections::HashMap,
@@ -19,7 +20,7 @@ use std::{
 };
 
 use galoo_proto::{
-    Hlc, Keyspace, Seq, ShardId, Token, TokenRange,
+    Hlc, Keyspace, RollupId, Seq, ShardId, Token, TokenRange,
     command::{Command, Outcome, Registered, Rejection, Sealed, command::Body, outcome, rejection::Reason},
     record,
 };
@@ -201,6 +202,8 @@ impl Turn<'_> {
                 self.register(&register.producer_id)
             }
             Some(Body::Seal(seal)) => Ok(self.seal(seal.chunk)),
+            Some(Body::DefineRollup(rollup)) => self.define_rollup(&rollup),
+            Some(Body::DropRollup(drop)) => self.drop_rollup(RollupId(drop.id)),
         }
     }
 

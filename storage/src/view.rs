@@ -10,9 +10,12 @@ mod columns;
 mod events;
 mod state;
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::{Range, RangeInclusive},
+    sync::{Arc, OnceLock},
+};
 
-use galoo_proto::{ChunkId, Hlc, Keyspace, Seq, ShardId, record};
+use galoo_proto::{ChunkId, Hlc, Keyspace, Seq, ShardId, record, rollup::Rollup};
 use prost::Message;
 
 pub use self::{
@@ -39,11 +42,13 @@ pub struct EventFilter {
     pub players: Option<Vec<String>>,
     /// Only these types; `None`: all.
     pub event_types: Option<Vec<String>>,
+    /// Only these sequence numbers.
+    pub seqs: RangeInclusive<u64>,
 }
 
 impl Default for EventFilter {
     fn default() -> Self {
-        Self { time_ms: i64::MIN..i64::MAX, players: None, event_types: None }
+        Self { time_ms: i64::MIN..i64::MAX, players: None, event_types: None, seqs: 0..=u64::MAX }
     }
 }
 
@@ -94,6 +99,9 @@ impl Source {
     }
 
     fn may_match(&self, filter: &EventFilter) -> bool {
+        if self.last_seq().0 < *filter.seqs.start() || *filter.seqs.end() < self.first_seq().0 {
+            return false;
+        }
         match self {
             Self::Chunk(chunk) => filter.overlaps(chunk.time_min_ms, chunk.time_max_ms),
             Self::Segment(segment) => {
@@ -112,7 +120,8 @@ pub struct View {
     reader: Arc<dyn Reader>,
     keyspace: Keyspace,
     state: Arc<record::ShardState>,
-    sources: Arc<[Source]>,
+    /// Read when they are first asked for: a cell needs none of them.
+    sources: Arc<OnceLock<Vec<Source>>>,
     files: Arc<SegmentFiles>,
 }
 
@@ -122,22 +131,7 @@ impl View {
     /// Returns `None` when the keyspace is empty.
     pub fn open(reader: Arc<dyn Reader>, keyspace: Keyspace, files: Arc<SegmentFiles>) -> Result<Option<Self>> {
         let Some(state) = shard::read_state(reader.as_ref(), keyspace)? else { return Ok(None) };
-        let mut sources = Vec::new();
-        for segment in read_segments(reader.as_ref(), keyspace)? {
-            sources.push(Source::Segment(Arc::new(segment)));
-        }
-        for chunk in read_chunks(reader.as_ref(), keyspace)? {
-            sources.push(Source::Chunk(chunk));
-        }
-        sources.extend(state.open.filter(|open| open.first_seq <= open.last_seq).map(Source::Chunk));
-        sources.sort_by_key(Source::first_seq);
-        let mut next = 1;
-        for source in &sources {
-            assert!(source.first_seq().0 == next, "INV-S4: {} behind #{}", source.first_seq(), next - 1);
-            next = source.last_seq().0 + 1;
-        }
-        assert!(next == state.last_seq + 1, "INV-S4: sources end at #{}, the shard at #{}", next - 1, state.last_seq);
-        Ok(Some(Self { reader, keyspace, state: Arc::new(state), sources: sources.into(), files }))
+        Ok(Some(Self { reader, keyspace, state: Arc::new(state), sources: Arc::default(), files }))
     }
 
     /// The shard.
@@ -165,8 +159,38 @@ impl View {
     }
 
     /// Chunks and segments, in order of seq.
-    pub fn sources(&self) -> &[Source] {
-        &self.sources
+    pub fn sources(&self) -> Result<&[Source]> {
+        if let Some(known) = self.sources.get() {
+            return Ok(known);
+        }
+        let mut sources = Vec::new();
+        for segment in read_segments(self.reader.as_ref(), self.keyspace)? {
+            sources.push(Source::Segment(Arc::new(segment)));
+        }
+        for chunk in read_chunks(self.reader.as_ref(), self.keyspace)? {
+            sources.push(Source::Chunk(chunk));
+        }
+        sources.extend(self.state.open.filter(|open| open.first_seq <= open.last_seq).map(Source::Chunk));
+        sources.sort_by_key(Source::first_seq);
+        let mut next = 1;
+        for source in &sources {
+            assert!(source.first_seq().0 == next, "INV-S4: {} behind #{}", source.first_seq(), next - 1);
+            next = source.last_seq().0 + 1;
+        }
+        let last = self.state.last_seq;
+        assert!(next == last + 1, "INV-S4: sources end at #{}, the shard at #{last}", next - 1);
+        Ok(self.sources.get_or_init(|| sources))
+    }
+
+    /// Definitions of the shard's rollups, by id.
+    pub fn rollups(&self) -> Result<Vec<Rollup>> {
+        let range = key::rollups(self.keyspace);
+        let mut rows = self.reader.rows(Family::Meta, &range.start..&range.end, Direction::Forward)?;
+        let mut rollups = Vec::new();
+        while let Some((_, value)) = rows.next()? {
+            rollups.push(Rollup::decode(value).map_err(|error| Error::row("rollup", error))?);
+        }
+        Ok(rollups)
     }
 
     /// Names and kinds of all properties of the shard's events.

@@ -3,20 +3,26 @@
 //! Guards P3 (a batch takes effect once), P5 (the same content on every engine and in every tier) and the recovery rule
 //! (after a crash the log is applied again from what was flushed, to the same outcomes).
 
+#[path = "model/rollups.rs"]
+mod rollups;
+
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
 use galoo_proto::{
     ChunkId, GameId, Hlc, Keyspace, Seq, ShardId, TokenRange,
-    command::{AppendEvents, BatchId, Command, MutatePlayer, Outcome, PropertyKinds, Seal, command::Body, outcome},
+    command::{
+        AppendEvents, BatchId, Command, DropRollup, MutatePlayer, Outcome, PropertyKinds, Seal, command::Body, outcome,
+    },
     value::{Event, Mutation, Null, Precondition, Value, mutation::Change, value::Kind},
 };
 use galoo_storage::{
     compaction::{build_segment, commit_segment, known_segments},
     engine::{Direction, Engine, memory::MemoryEngine, rocks, rocks::RocksEngine},
     properties,
+    rollup::read::PartialCache,
     segment::SegmentFiles,
     shard::{Checksum, Shard},
     view::{EventFilter, Source, View},
@@ -40,6 +46,12 @@ enum Step {
     Seal,
     /// Turns all sealed chunks into one segment.
     Build,
+    /// Defines a rollup.
+    Define,
+    /// Drops a rollup.
+    Drop(u64),
+    /// Covers the next source of every rollup.
+    Cover,
     /// Flushes the engine.
     Flush,
     /// Loses what was not flushed; the log is applied again.
@@ -55,6 +67,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0u8..4).prop_map(|player| Step::Delete { player }),
         2 => Just(Step::Seal),
         2 => Just(Step::Build),
+        1 => Just(Step::Define),
+        1 => (1u64..4).prop_map(Step::Drop),
+        2 => Just(Step::Cover),
         1 => Just(Step::Flush),
         1 => Just(Step::Crash),
     ]
@@ -101,6 +116,9 @@ struct Model {
     events: Vec<Event>,
     counters: HashMap<String, i64>,
     numbers: HashMap<u64, Vec<Event>>,
+    rollups: BTreeSet<u64>,
+    /// Rollups that were ever defined: a number is never used again.
+    defined: u64,
 }
 
 struct World {
@@ -111,6 +129,7 @@ struct World {
     shard: Shard,
     log: Vec<Vec<u8>>,
     outcomes: Vec<Outcome>,
+    partials: PartialCache,
 }
 
 fn open(engine: &Arc<dyn Engine>) -> Shard {
@@ -121,7 +140,16 @@ impl World {
     fn new(folder: &std::path::Path, engine: Arc<dyn Engine>, memory: Option<MemoryEngine>) -> Self {
         let files = Arc::new(SegmentFiles::new(folder).expect("folder"));
         let shard = open(&engine);
-        Self { engine, memory, folder: folder.to_owned(), files, shard, log: vec![], outcomes: vec![] }
+        Self {
+            engine,
+            memory,
+            folder: folder.to_owned(),
+            files,
+            shard,
+            log: vec![],
+            outcomes: vec![],
+            partials: PartialCache::default(),
+        }
     }
 
     fn apply(&mut self, body: Body) -> Outcome {
@@ -145,6 +173,7 @@ impl World {
         let open = self.shard.state().open.unwrap_or_default().id;
         let sealed: Vec<u64> = view
             .sources()
+            .expect("reads")
             .iter()
             .filter_map(|source| match source {
                 Source::Chunk(chunk) if chunk.id != open => Some(chunk.id),
@@ -206,6 +235,7 @@ fn check(world: &World, model: &Model) {
         .collect();
     let catalog: HashMap<_, _> = view.properties().expect("reads").into_iter().collect();
     assert!(kinds.iter().all(|(name, kind)| kind.within(catalog[name])), "a value's kind is missing in the catalog");
+    rollups::check(&view, &model.rollups, &model.events, &world.partials);
     for player in 0..4u8 {
         let player = format!("p{player}");
         for (direction, limit) in [(Direction::Forward, 1_000), (Direction::Backward, 3)] {
@@ -330,6 +360,17 @@ fn run(steps: &[Step], world: &mut World) -> Model {
             }
             Step::Build if world.log.is_empty() => {}
             Step::Build => world.build(),
+            Step::Define => {
+                model.defined += 1;
+                world.apply(Body::DefineRollup(rollups::definition(model.defined)));
+                model.rollups.insert(model.defined);
+            }
+            Step::Drop(id) => {
+                world.apply(Body::DropRollup(DropRollup { id: *id }));
+                model.rollups.remove(id);
+            }
+            Step::Cover if world.log.is_empty() => {}
+            Step::Cover => rollups::cover_all(&world.view(), &world.engine, &model.rollups),
             Step::Flush => world.engine.flush().expect("flushes"),
             Step::Crash => world.crash(),
         }
@@ -373,7 +414,7 @@ fn a_flipped_bit_is_an_error_wherever_it_is() {
     world.apply(Body::Seal(Seal { chunk: 1 }));
     world.build();
     let before = Checksum::of(&world.view()).expect("sums");
-    let Source::Segment(record) = world.view().sources()[0].clone() else { panic!("no segment") };
+    let Source::Segment(record) = world.view().sources().expect("reads")[0].clone() else { panic!("no segment") };
     let path = world.files.path(KEYSPACE, galoo_proto::SegmentId(record.id));
     let good = std::fs::read(&path).expect("reads");
     for at in (0..good.len()).step_by(97) {

@@ -112,7 +112,7 @@ impl Node {
                 let view = self.stale_view(shard)?;
                 status.applied = view.state().applied;
                 status.events = view.state().events;
-                for source in view.sources() {
+                for source in view.sources()? {
                     match source {
                         galoo_storage::view::Source::Chunk(chunk) => {
                             status.chunks += 1;

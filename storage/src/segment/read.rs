@@ -34,6 +34,8 @@ const BATCH_ROWS: usize = 8_192;
 pub(crate) struct SegmentFile {
     blocks: Blocks,
     metadata: ArrowReaderMetadata,
+    /// The first and the last sequence number in it.
+    record_seqs: (u64, u64),
 }
 
 impl SegmentFile {
@@ -46,7 +48,7 @@ impl SegmentFile {
             .map(|field| Field::new(field.name(), read_type(field.name(), field.data_type()), field.is_nullable()));
         let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
         let metadata = ArrowReaderMetadata::try_new(metadata.metadata().clone(), options.with_schema(schema))?;
-        Ok(Self { blocks, metadata })
+        Ok(Self { blocks, metadata, record_seqs: (record.first_seq, record.last_seq) })
     }
 
     /// Returns false when the bloom filters show that none of the players is in the file.
@@ -179,6 +181,16 @@ impl SegmentScan {
                 Box::new(move |found| {
                     let found = found.as_primitive::<Int64Type>();
                     BooleanArray::from_unary(found, |time| times.contains(&time))
+                }),
+            );
+        }
+        let seqs = filter.seqs.clone();
+        if !(seqs.contains(&file.record_seqs.0) && seqs.contains(&file.record_seqs.1)) {
+            filter_on(
+                names::SEQ,
+                Box::new(move |found| {
+                    let found = found.as_primitive::<Int64Type>();
+                    BooleanArray::from_unary(found, |seq| seqs.contains(&seq.cast_unsigned()))
                 }),
             );
         }

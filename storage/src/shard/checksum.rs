@@ -36,7 +36,7 @@ impl Checksum {
         let columns: Arc<[Column]> = Column::EVENT.into();
         let filter = Arc::new(EventFilter::default());
         let (mut events, mut sum) = (0, 0u64);
-        for source in view.sources() {
+        for source in view.sources()? {
             for batch in view.source_batches(source, &columns, &filter)? {
                 let batch = batch?;
                 let text = |column: usize| batch.column(column).as_string_view();

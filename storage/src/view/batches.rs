@@ -82,7 +82,10 @@ impl ChunkBatches {
             while let Some((key, value)) = rows.next()? {
                 bytes += value.len();
                 let event = EventRow::parse(key, value)?;
-                if self.filter.time_ms.contains(&event.time_ms) && self.filter.takes_type(event.event_type) {
+                if self.filter.time_ms.contains(&event.time_ms)
+                    && self.filter.seqs.contains(&event.seq.0)
+                    && self.filter.takes_type(event.event_type)
+                {
                     page.push(&event)?;
                 }
                 if page.rows() >= BATCH_ROWS_MAX || bytes >= BATCH_BYTES_MAX {

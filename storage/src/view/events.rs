@@ -56,7 +56,7 @@ impl View {
             *more |= events.len() > limit;
             events.truncate(limit);
         };
-        for source in self.sources() {
+        for source in self.sources()? {
             for batch in self.source_batches(source, &columns, &filter)? {
                 let found = stored_events(self.shard(), &batch?);
                 events.extend(found.into_iter().filter(|event| match (after, direction) {
@@ -89,7 +89,7 @@ pub struct Events {
 
 impl Events {
     fn source(&mut self) -> Result<bool> {
-        let next = self.view.sources().iter().find(|source| source.last_seq() > self.after).cloned();
+        let next = self.view.sources()?.iter().find(|source| source.last_seq() > self.after).cloned();
         let Some(source) = next else { return Ok(false) };
         let columns: Arc<[Column]> = Column::EVENT.into();
         let mut page = Vec::new();
