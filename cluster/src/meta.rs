@@ -1,4 +1,4 @@
-//! The meta group's state machine: games, shards and nodes.
+//! The meta group's state machine: games, their shards and rollups, and nodes.
 //!
 //! The state is a set of records (key to protobuf message). [`MetaState::apply`] changes it in memory and returns the
 //! records that changed, so that whoever keeps it writes them in one batch with the applied index.
@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 
 use galoo_proto::{
-    GameId, NodeId, ShardId, TokenRange,
-    limits::{GAMES_MAX, SHARDS_MAX},
+    GameId, NodeId, RollupId, ShardId, TokenRange,
+    limits::{GAMES_MAX, ROLLUPS_MAX, SHARDS_MAX},
     meta::{
-        CreateGame, GameRecord, MetaCommand, MetaOutcome, NextIds, NodeRecord, Rejection, ShardRecord,
-        meta_command::Body, meta_outcome, rejection::Reason,
+        CreateGame, CreateRollup, DropRollup, GameRecord, MetaCommand, MetaOutcome, NextIds, NodeRecord, Rejection,
+        RollupRecord, ShardRecord, meta_command::Body, meta_outcome, rejection::Reason,
     },
+    rollup::Rollup,
 };
 use prost::Message;
 
@@ -26,6 +27,7 @@ pub struct MetaState {
     games: BTreeMap<String, GameRecord>,
     shards: BTreeMap<ShardId, ShardRecord>,
     nodes: BTreeMap<NodeId, NodeRecord>,
+    rollups: BTreeMap<RollupId, RollupRecord>,
     next: NextIds,
     /// Counts the commands that changed anything: caches compare it.
     version: u64,
@@ -56,6 +58,7 @@ pub enum Unreadable {
 const GAME: &[u8] = b"game/";
 const SHARD: &[u8] = b"shard/";
 const NODE: &[u8] = b"node/";
+const ROLLUP: &[u8] = b"rollup/";
 const NEXT: &[u8] = b"next";
 
 fn key(prefix: &[u8], id: &[u8]) -> Vec<u8> {
@@ -80,6 +83,9 @@ impl MetaState {
             } else if key.starts_with(NODE) {
                 let node: NodeRecord = decode("node", value)?;
                 state.nodes.insert(NodeId(node.id), node);
+            } else if key.starts_with(ROLLUP) {
+                let rollup: RollupRecord = decode("rollup", value)?;
+                state.rollups.insert(rollup_id(&rollup), rollup);
             } else if key == NEXT {
                 state.next = decode("next ids", value)?;
             }
@@ -115,6 +121,16 @@ impl MetaState {
         shard.0 < self.next.shard && !self.shards.contains_key(&shard)
     }
 
+    /// A game's rollups, by id.
+    pub fn rollups(&self, game: GameId) -> impl Iterator<Item = &Rollup> {
+        self.rollups.values().filter(move |one| one.game == game.0).filter_map(|one| one.rollup.as_ref())
+    }
+
+    /// Whether a rollup was there and is no more.
+    pub fn was_rollup_dropped(&self, rollup: RollupId) -> bool {
+        rollup.0 < self.next.rollup && !self.rollups.contains_key(&rollup)
+    }
+
     /// All nodes, by id.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
         self.nodes.values()
@@ -135,6 +151,8 @@ impl MetaState {
             None => (MetaOutcome::default(), Vec::new()),
             Some(Body::CreateGame(create)) => self.create_game(create),
             Some(Body::DropGame(drop)) => self.drop_game(&drop.name),
+            Some(Body::CreateRollup(create)) => self.create_rollup(create),
+            Some(Body::DropRollup(drop)) => self.drop_rollup(&drop),
         };
         self.version += u64::from(!changes.is_empty());
         Ok((outcome, changes))
@@ -168,10 +186,42 @@ impl MetaState {
             changes.push((key(SHARD, &id.to_be_bytes()), Some(shard.encode_to_vec())));
             self.shards.insert(ShardId(id), shard);
         }
-        self.next = NextIds { game: id.0 + 1, shard: first + u64::from(create.shards) };
+        self.next = NextIds { game: id.0 + 1, shard: first + u64::from(create.shards), ..self.next };
         changes.push((NEXT.to_vec(), Some(self.next.encode_to_vec())));
         self.games.insert(game.name.clone(), game.clone());
         (MetaOutcome { result: Some(meta_outcome::Result::Game(game)) }, changes)
+    }
+
+    fn create_rollup(&mut self, create: CreateRollup) -> (MetaOutcome, Vec<RecordChange>) {
+        let Some(game) = self.games.get(&create.game) else { return refused(Reason::GameUnknown, 0, 0) };
+        let game = game.id;
+        let mut rollup = create.rollup.unwrap_or_default();
+        if self.rollups(GameId(game)).any(|known| known.name == rollup.name) {
+            return refused(Reason::RollupExists, 0, 0);
+        }
+        let found = self.rollups(GameId(game)).count();
+        if found >= ROLLUPS_MAX {
+            return refused(Reason::TooManyRollups, ROLLUPS_MAX as u64, found as u64);
+        }
+        rollup.id = self.next.rollup.max(1);
+        self.next.rollup = rollup.id + 1;
+        let record = RollupRecord { game, rollup: Some(rollup) };
+        let id = rollup_id(&record);
+        self.rollups.insert(id, record.clone());
+        let changes = vec![
+            (key(ROLLUP, &id.0.to_be_bytes()), Some(record.encode_to_vec())),
+            (NEXT.to_vec(), Some(self.next.encode_to_vec())),
+        ];
+        (rollup_outcome(record), changes)
+    }
+
+    fn drop_rollup(&mut self, drop: &DropRollup) -> (MetaOutcome, Vec<RecordChange>) {
+        let Some(game) = self.games.get(&drop.game) else { return refused(Reason::GameUnknown, 0, 0) };
+        let named = self.rollups(GameId(game.id)).find(|known| known.name == drop.name).map(|known| RollupId(known.id));
+        let Some((id, record)) = named.and_then(|id| Some((id, self.rollups.remove(&id)?))) else {
+            return refused(Reason::RollupUnknown, 0, 0);
+        };
+        (rollup_outcome(record), vec![(key(ROLLUP, &id.0.to_be_bytes()), None)])
     }
 
     fn drop_game(&mut self, name: &str) -> (MetaOutcome, Vec<RecordChange>) {
@@ -184,8 +234,23 @@ impl MetaState {
             }
             stays
         });
+        self.rollups.retain(|id, rollup| {
+            let stays = rollup.game != game.id;
+            if !stays {
+                changes.push((key(ROLLUP, &id.0.to_be_bytes()), None));
+            }
+            stays
+        });
         (MetaOutcome { result: Some(meta_outcome::Result::Game(game)) }, changes)
     }
+}
+
+fn rollup_id(record: &RollupRecord) -> RollupId {
+    RollupId(record.rollup.as_ref().map_or(0, |rollup| rollup.id))
+}
+
+fn rollup_outcome(record: RollupRecord) -> MetaOutcome {
+    MetaOutcome { result: Some(meta_outcome::Result::Rollup(record)) }
 }
 
 fn refused(reason: Reason, limit: u64, found: u64) -> (MetaOutcome, Vec<RecordChange>) {
@@ -282,6 +347,41 @@ mod tests {
         assert!(shards.iter().all(|shard| !old.was_dropped(*shard) && !state.was_dropped(*shard)));
         state.apply(&drop_game("sc2")).expect("applies");
         assert!(shards.iter().all(|shard| state.was_dropped(*shard)));
+    }
+
+    /// A rollup's number is never used again, also when its game is dropped; it loads from its record.
+    #[test]
+    fn rollups_come_and_go_with_their_game() {
+        let mut state = MetaState::default();
+        let mut records = HashMap::new();
+        write(&mut records, MetaState::formed([node(1)]));
+        state.nodes.insert(NodeId(1), node(1));
+        let mut apply = |state: &mut MetaState, body: Body| {
+            let command = MetaCommand { version: 1, hlc: 0, body: Some(body) }.encode_to_vec();
+            let (outcome, changes) = state.apply(&command).expect("applies");
+            write(&mut records, changes);
+            assert_eq!(load(&records).rollups, state.rollups);
+            assert_eq!(load(&records).next, state.next);
+            outcome
+        };
+        let game = || Body::CreateGame(CreateGame { name: "sc2".into(), shards: 1, replicas: 1 });
+        let rollup = |name: &str| {
+            let rollup = Some(Rollup { name: name.into(), ..Default::default() });
+            Body::CreateRollup(CreateRollup { game: "sc2".into(), rollup })
+        };
+        assert_eq!(reason(&apply(&mut state, rollup("hours"))), Some(Reason::GameUnknown));
+        apply(&mut state, game());
+        apply(&mut state, rollup("hours"));
+        assert_eq!(reason(&apply(&mut state, rollup("hours"))), Some(Reason::RollupExists));
+        let drop = || Body::DropRollup(DropRollup { game: "sc2".into(), name: "hours".into() });
+        apply(&mut state, drop());
+        assert_eq!(reason(&apply(&mut state, drop())), Some(Reason::RollupUnknown));
+        apply(&mut state, rollup("hours"));
+        let id = |state: &MetaState| state.rollups.keys().next().copied();
+        assert_eq!(id(&state), Some(RollupId(2)));
+        assert!(state.was_rollup_dropped(RollupId(1)) && !state.was_rollup_dropped(RollupId(2)));
+        apply(&mut state, Body::DropGame(galoo_proto::meta::DropGame { name: "sc2".into() }));
+        assert_eq!(id(&state), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use galoo_proto::{ShardId, Token, TokenRange, meta::GameRecord, shard_map::ShardRanges};
+use galoo_proto::{GameId, ShardId, Token, TokenRange, meta::GameRecord, rollup::Rollup, shard_map::ShardRanges};
 
 use crate::meta::MetaState;
 
@@ -13,6 +13,8 @@ pub struct Game {
     pub record: GameRecord,
     /// Its shards.
     pub shards: ShardRanges,
+    /// Its rollups, by id.
+    pub rollups: Vec<Rollup>,
 }
 
 /// The shard maps of all games at one version of the meta group's state.
@@ -29,8 +31,9 @@ impl Router {
         for record in state.games() {
             let shards = state.shards().filter(|shard| shard.game == record.id);
             let shards = shards.map(|shard| (TokenRange { start: shard.start, end: shard.end }, ShardId(shard.id)));
+            let rollups = state.rollups(GameId(record.id)).cloned().collect();
             if let Some(shards) = ShardRanges::new(shards.collect()) {
-                games.insert(record.name.clone(), Game { record: record.clone(), shards });
+                games.insert(record.name.clone(), Game { record: record.clone(), shards, rollups });
             }
         }
         Self { games, version: state.version() }

@@ -82,7 +82,7 @@ pub trait SqlBackend: Send + Sync + 'static {
 
     /// Returns a DataFusion context over one consistent cut of the game.
     ///
-    /// Its catalog has the game's name and a schema `public` with the tables `events`, `state`, `players` and `rollups`.
+    /// Its catalog has the game's name and a schema `public` with the tables `events`, `state`, `players` and one a rollup.
     /// Called at most twice a statement (once to describe it, once to run it); a context that is dropped must free its cut.
     async fn context(&self, game: &str) -> Result<datafusion::prelude::SessionContext, SqlError>;
 

@@ -60,6 +60,11 @@ impl EventsTable {
         Ok(Self { views, columns: columns.into(), schema, partitions })
     }
 
+    /// Returns what a column of the table is made from.
+    pub fn column(&self, name: &str) -> Option<&Column> {
+        self.schema.index_of(name).ok().map(|place| &self.columns[place])
+    }
+
     /// Deals the sources of all shards out to the partitions, the largest first to the one with the fewest rows.
     fn deal(&self) -> Result<Vec<Vec<(View, Source)>>> {
         let mut sources: Vec<(View, Source)> = Vec::new();

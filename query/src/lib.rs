@@ -1,15 +1,17 @@
 //! Galoo's SQL: a game's tables on DataFusion.
 //!
 //! [`Engine::context`] makes a DataFusion session over views of a game's shards: one consistent cut, taken by the caller after
-//! everything acknowledged was applied. Tables: `events` ([`events`]), `state` and `players` ([`state`]). Filters on
-//! player, time and type are pushed down to the shards ([`pushdown`]); DataFusion checks them again.
+//! everything acknowledged was applied. Tables: `events` ([`events`]), `state` and `players` ([`state`]), and each
+//! [`rollup`]. Filters on player, time and type are pushed down to the shards ([`pushdown`]); DataFusion checks them again.
 //!
 //! Query knows no Raft and no network: it reads [`View`]s.
 
 mod events;
 mod pushdown;
+pub mod rollup;
 mod state;
 mod stream;
+mod time_bucket;
 
 use std::{num::NonZeroUsize, sync::Arc};
 
@@ -22,9 +24,13 @@ use datafusion::{
     },
     prelude::{SessionConfig, SessionContext},
 };
-use galoo_storage::view::View;
+use galoo_proto::rollup::Rollup;
+use galoo_storage::{
+    rollup::{Definition, read::PartialCache},
+    view::View,
+};
 
-pub use crate::{events::EventsTable, state::StateTable};
+pub use crate::{events::EventsTable, rollup::RollupTable, state::StateTable};
 
 /// Names of the columns that the store itself gives to `events`; a property of such a name is `prop.NAME`.
 pub const EVENT_COLUMNS: [&str; 6] = ["player_id", "event_time", "event_type", "seq", "ingest_time", "properties"];
@@ -48,6 +54,8 @@ impl Default for Options {
 pub struct Engine {
     runtime: Arc<RuntimeEnv>,
     options: Options,
+    /// Of what rollups do not cover yet.
+    partials: Arc<PartialCache>,
 }
 
 impl Engine {
@@ -56,7 +64,7 @@ impl Engine {
         let consumers = NonZeroUsize::new(5).unwrap_or(NonZeroUsize::MIN);
         let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory_bytes_max), consumers);
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?;
-        Ok(Self { runtime, options })
+        Ok(Self { runtime, options, partials: Arc::default() })
     }
 
     /// Makes a session whose catalog is the game, over one cut of its shards. Without views the catalog is empty.
@@ -73,13 +81,31 @@ impl Engine {
             let partitions = self.options.partitions;
             schema.register_table("events".to_owned(), Arc::new(EventsTable::new(views.clone(), partitions)?))?;
             schema.register_table("state".to_owned(), Arc::new(StateTable::cells(views.clone())))?;
-            schema.register_table("players".to_owned(), Arc::new(StateTable::players(views)?))?;
+            schema.register_table("players".to_owned(), Arc::new(StateTable::players(views.clone())?))?;
+            for definition in definitions(&views).map_err(external)? {
+                let table = RollupTable::new(views.clone(), definition.clone(), self.partials.clone());
+                schema.register_table(definition.name.clone(), Arc::new(table))?;
+            }
         }
         let catalog = MemoryCatalogProvider::new();
         catalog.register_schema("public", Arc::new(schema))?;
         context.register_catalog(game, Arc::new(catalog));
+        context.register_udf(time_bucket::function());
         Ok(context)
     }
+}
+
+/// Returns the rollups that every shard of the cut knows: one that is on its way to the others is not there yet.
+fn definitions(views: &[View]) -> galoo_storage::Result<Vec<Arc<Definition>>> {
+    let mut known: Option<Vec<Rollup>> = None;
+    for view in views {
+        let rollups = view.rollups()?;
+        known = Some(match known {
+            None => rollups,
+            Some(known) => known.into_iter().filter(|one| rollups.iter().any(|other| other.id == one.id)).collect(),
+        });
+    }
+    known.unwrap_or_default().iter().map(|rollup| Ok(Arc::new(Definition::parse(rollup)?))).collect()
 }
 
 fn external(error: galoo_storage::Error) -> datafusion::error::DataFusionError {

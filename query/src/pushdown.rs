@@ -3,47 +3,58 @@
 //! What is pushed down only narrows what is read; DataFusion applies every filter again, so that an approximation here
 //! costs time and never a wrong answer.
 
+use std::ops::Range;
+
 use datafusion::{
     common::ScalarValue,
     logical_expr::{BinaryExpr, Expr, Operator, expr::InList},
 };
 use galoo_storage::view::EventFilter;
 
+const EVENT_TIME: &str = "event_time";
+
 /// Returns whether a filter narrows what is read.
 pub(crate) fn is_useful(filter: &Expr) -> bool {
     let mut narrowed = EventFilter::default();
-    narrow(&mut narrowed, filter);
+    narrow(&mut narrowed, filter, EVENT_TIME);
     narrowed != EventFilter::default()
 }
 
 /// Returns what the conjunction of the filters lets a shard skip.
 pub(crate) fn event_filter(filters: &[Expr]) -> EventFilter {
     let mut all = EventFilter::default();
-    filters.iter().for_each(|filter| narrow(&mut all, filter));
+    filters.iter().for_each(|filter| narrow(&mut all, filter, EVENT_TIME));
     all
 }
 
-fn narrow(all: &mut EventFilter, filter: &Expr) {
+/// Returns the times of a column, in milliseconds, that the conjunction of the filters lets through.
+pub(crate) fn time_range(filters: &[Expr], column: &str) -> Range<i64> {
+    let mut all = EventFilter::default();
+    filters.iter().for_each(|filter| narrow(&mut all, filter, column));
+    all.time_ms
+}
+
+fn narrow(all: &mut EventFilter, filter: &Expr, time: &str) {
     match filter {
         Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
-            narrow(all, left);
-            narrow(all, right);
+            narrow(all, left, time);
+            narrow(all, right, time);
         }
         Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
             if let (Some(column), Some(value)) = (column(left), literal(right)) {
-                compare(all, column, *op, value);
+                compare(all, column, *op, value, time);
             } else if let (Some(value), Some(column)) = (literal(left), column(right))
                 && let Some(swapped) = op.swap()
             {
-                compare(all, column, swapped, value);
+                compare(all, column, swapped, value, time);
             }
         }
         Expr::Between(between) if !between.negated => {
             if let (Some(column), Some(low), Some(high)) =
                 (column(&between.expr), literal(&between.low), literal(&between.high))
             {
-                compare(all, column, Operator::GtEq, low);
-                compare(all, column, Operator::LtEq, high);
+                compare(all, column, Operator::GtEq, low, time);
+                compare(all, column, Operator::LtEq, high, time);
             }
         }
         Expr::InList(InList { expr, list, negated: false }) => {
@@ -88,12 +99,12 @@ fn millis(value: &ScalarValue) -> Option<(i64, bool)> {
     }
 }
 
-fn compare(all: &mut EventFilter, column: &str, op: Operator, value: &ScalarValue) {
+fn compare(all: &mut EventFilter, column: &str, op: Operator, value: &ScalarValue, time: &str) {
     if op == Operator::Eq
         && let Some(text) = text(value)
     {
         one_of(all, column, vec![text]);
-    } else if column == "event_time"
+    } else if column == time
         && let Some((millis, behind)) = millis(value)
     {
         let next = millis.saturating_add(1);

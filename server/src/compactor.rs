@@ -6,7 +6,8 @@ use galoo_consensus::{GroupId, StateMachine};
 use galoo_proto::{Hlc, Keyspace, ShardId};
 use galoo_storage::{
     compaction::{self, Choice},
-    view::Source,
+    rollup::{Definition, cover},
+    view::{Source, View},
 };
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
@@ -19,22 +20,25 @@ const ROUND: Duration = Duration::from_millis(250);
 /// Works until `stopped` resolves.
 pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool>) {
     loop {
+        let mut more = false;
         for (shard, keyspace) in node.open_shards() {
-            if let Err(failure) = compact(&node, shard, keyspace).await {
-                warn!(%shard, %failure, "compaction of a shard failed; it is tried again");
+            match compact(&node, shard, keyspace).await {
+                Ok(covered) => more |= covered,
+                Err(failure) => warn!(%shard, %failure, "compaction of a shard failed; it is tried again"),
             }
         }
         if let Err(failure) = cut_logs(&node).await {
             warn!(%failure, "the log could not be cut; it is tried again");
         }
         tokio::select! {
-            () = tokio::time::sleep(ROUND) => {}
+            () = tokio::time::sleep(if more { Duration::ZERO } else { ROUND }) => {}
             _ = stopped.wait_for(|stopped| *stopped) => return,
         }
     }
 }
 
-async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow::Result<()> {
+/// Does what is chosen for a shard; returns whether a rollup may have more to cover.
+async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow::Result<bool> {
     let view = node.stale_view(shard)?;
     let mut chunks: Vec<_> = Vec::new();
     let open = view.state().open.unwrap_or_default();
@@ -69,7 +73,35 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow
             }
         }
     }
-    Ok(())
+    keep_rollups(node, shard, keyspace, &view).await
+}
+
+/// Tells a shard, on its leader, what it has not heard of its rollups; covers the next source of each one.
+///
+/// Returns whether anything was covered.
+async fn keep_rollups(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, view: &View) -> anyhow::Result<bool> {
+    let mut covered = false;
+    if node.leads(shard) {
+        for body in node.missing_rollups(view)? {
+            node.tell_shard(shard, body).await?;
+        }
+    }
+    for rollup in view.rollups()? {
+        let definition = Definition::parse(&rollup)?;
+        let view = view.clone();
+        let started = std::time::Instant::now();
+        let Some(cover) = spawn_blocking(move || cover::prepare(&view, &definition)).await?? else { continue };
+        let (engine, through, cells) = (node.engine().clone(), cover.through, cover.cells());
+        let committed = node
+            .driver()
+            .with_machine(GroupId(shard.0), move |_| cover::commit(&engine, keyspace, cover))
+            .await
+            .transpose()?
+            .unwrap_or(false);
+        debug!(%shard, rollup = rollup.name, through, cells, committed, took = ?started.elapsed(), "covered");
+        covered |= committed;
+    }
+    Ok(covered)
 }
 
 /// Cuts every group's log below what survives a crash; flushes the engine first when the log has grown large.

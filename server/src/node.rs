@@ -6,6 +6,7 @@
 mod append;
 mod games;
 mod reads;
+mod rollups;
 
 use std::{
     collections::HashMap,
@@ -72,6 +73,12 @@ pub enum NodeError {
     /// The game exists already.
     #[error("game {0:?} exists already")]
     GameExists(String),
+    /// The rollup exists already.
+    #[error("rollup {0:?} exists already")]
+    RollupExists(String),
+    /// There is no such rollup.
+    #[error("rollup {0:?} does not exist")]
+    UnknownRollup(String),
     /// Too much waits on this node: try again after the delay.
     #[error("more than {WAITING_BYTES_MAX} bytes wait to be committed; try again in {} ms", .retry_after.as_millis())]
     Busy {

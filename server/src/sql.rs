@@ -5,7 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use datafusion::prelude::SessionContext;
 use galoo_pg::{SqlBackend, SqlError};
-use galoo_query::Engine;
+use galoo_query::{
+    Engine,
+    rollup::define::{self, DefineError, Statement},
+};
 
 use crate::node::{Node, NodeError};
 
@@ -25,6 +28,8 @@ impl NodeSql {
 fn sql_error(error: &NodeError) -> SqlError {
     let code = match error {
         NodeError::UnknownGame(_) => "3D000",
+        NodeError::RollupExists(_) => "42P07",
+        NodeError::UnknownRollup(_) => "42P01",
         NodeError::Invalid(_) | NodeError::Refused(_) | NodeError::GameExists(_) => "22023",
         NodeError::Busy { .. } => "53200",
         NodeError::Unavailable { .. } | NodeError::Stopping => "57P03",
@@ -49,7 +54,37 @@ impl SqlBackend for NodeSql {
         context.map_err(|error| SqlError { code: "XX000", message: error.to_string(), hint: None })
     }
 
-    async fn define(&self, _game: &str, _sql: &str) -> Result<Option<String>, SqlError> {
-        Ok(None)
+    async fn define(&self, game: &str, sql: &str) -> Result<Option<String>, SqlError> {
+        let Some(statement) = Statement::parse(sql).map_err(define_error)? else { return Ok(None) };
+        let done = match statement {
+            Statement::Create { name, if_not_exists, select } => {
+                let context = self.context(game).await?;
+                let planned = define::plan(&context, &name, &select).await;
+                let rollup = planned.map_err(define_error)?;
+                match self.node.create_rollup(game, rollup).await {
+                    Err(NodeError::RollupExists(_)) if if_not_exists => {}
+                    created => created.map_err(|error| sql_error(&error))?,
+                }
+                "CREATE ROLLUP"
+            }
+            Statement::Drop { name, if_exists } => {
+                match self.node.drop_rollup(game, &name).await {
+                    Err(NodeError::UnknownRollup(_)) if if_exists => {}
+                    dropped => dropped.map_err(|error| sql_error(&error))?,
+                }
+                "DROP ROLLUP"
+            }
+        };
+        Ok(Some(done.to_owned()))
     }
+}
+
+fn define_error(error: DefineError) -> SqlError {
+    let code = match error {
+        DefineError::Plan(failure) => return failure.into(),
+        DefineError::Syntax(_) => "42601",
+        DefineError::Name(_) => "42602",
+        DefineError::Unkept(_) | DefineError::Invalid(_) => "0A000",
+    };
+    SqlError { code, message: error.to_string(), hint: None }
 }

@@ -65,6 +65,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A rollup's definition contradicts itself.
+    #[error("rollup: {0}")]
+    Rollup(#[from] crate::rollup::InvalidRollup),
+    /// A rollup's sum does not fit its column.
+    #[error("rollup: {0}")]
+    SumTooLarge(#[from] crate::rollup::accumulator::SumTooLarge),
     /// A cursor was not made by this store.
     #[error("cursor does not belong to this scan")]
     Cursor,

@@ -104,11 +104,11 @@ fn game(name: &str, outcome: MetaOutcome) -> Result<GameRecord, NodeError> {
                 Reason::TooManyShards => {
                     NodeError::Refused(format!("shards: the cluster would have {found}; the limit is {limit}"))
                 }
-                Reason::Unspecified => {
+                Reason::Unspecified | Reason::RollupExists | Reason::RollupUnknown | Reason::TooManyRollups => {
                     NodeError::Refused("the cluster refused for a reason that this version does not know".to_owned())
                 }
             })
         }
-        None => Err(NodeError::OutcomeUnknown { shard: ShardId(META_GROUP) }),
+        Some(meta_outcome::Result::Rollup(_)) | None => Err(NodeError::OutcomeUnknown { shard: ShardId(META_GROUP) }),
     }
 }

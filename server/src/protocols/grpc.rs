@@ -62,8 +62,8 @@ impl From<NodeError> for Status {
         let message = error.to_string();
         match error {
             NodeError::Invalid(_) => Self::invalid_argument(message),
-            NodeError::UnknownGame(_) => Self::not_found(message),
-            NodeError::GameExists(_) => Self::already_exists(message),
+            NodeError::UnknownGame(_) | NodeError::UnknownRollup(_) => Self::not_found(message),
+            NodeError::GameExists(_) | NodeError::RollupExists(_) => Self::already_exists(message),
             NodeError::Refused(_) => Self::failed_precondition(message),
             NodeError::Busy { retry_after } => {
                 let mut status = Self::new(Code::ResourceExhausted, message);

@@ -44,8 +44,8 @@ fn view_filter(filter: Option<EventFilter>) -> view::EventFilter {
     let filter = filter.unwrap_or_default();
     view::EventFilter {
         time_ms: filter.from_ms.unwrap_or(i64::MIN)..filter.to_ms.unwrap_or(i64::MAX),
-        players: None,
         event_types: Some(filter.event_types).filter(|types| !types.is_empty()),
+        ..view::EventFilter::default()
     }
 }
 

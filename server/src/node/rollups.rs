@@ -1,0 +1,79 @@
+//! Rollups: made and dropped in the meta group, then told to every shard of the game.
+//!
+//! The meta group's word is what counts: a shard that has not heard it, because the node that was asked died on the way, is
+//! told by its leader ([`Node::missing_rollups`]).
+
+use std::sync::Arc;
+
+use futures::future::try_join_all;
+use galoo_cluster::META_GROUP;
+use galoo_proto::{
+    GameId, RollupId, ShardId, command,
+    meta::{CreateRollup, DropRollup, MetaOutcome, RollupRecord, meta_command, meta_outcome, rejection::Reason},
+    rollup::Rollup,
+};
+use galoo_storage::view::View;
+
+use super::{Node, NodeError, unexpected};
+
+impl Node {
+    /// Makes a rollup; returns when every shard of the game keeps it.
+    pub async fn create_rollup(self: &Arc<Self>, game: &str, rollup: Rollup) -> Result<(), NodeError> {
+        let name = rollup.name.clone();
+        let create = CreateRollup { game: game.to_owned(), rollup: Some(rollup) };
+        let outcome = self.propose_meta(meta_command::Body::CreateRollup(create)).await?;
+        let rollup = record(game, &name, outcome)?.rollup.unwrap_or_default();
+        self.tell_shards(game, &command::command::Body::DefineRollup(rollup)).await
+    }
+
+    /// Drops a rollup with its cells.
+    pub async fn drop_rollup(self: &Arc<Self>, game: &str, name: &str) -> Result<(), NodeError> {
+        let drop = DropRollup { game: game.to_owned(), name: name.to_owned() };
+        let outcome = self.propose_meta(meta_command::Body::DropRollup(drop)).await?;
+        let id = record(game, name, outcome)?.rollup.unwrap_or_default().id;
+        self.tell_shards(game, &command::command::Body::DropRollup(command::DropRollup { id })).await
+    }
+
+    async fn tell_shards(self: &Arc<Self>, game: &str, body: &command::command::Body) -> Result<(), NodeError> {
+        let shards: Vec<ShardId> = self.game(game)?.shards.iter().map(|(shard, _)| shard).collect();
+        try_join_all(shards.into_iter().map(|shard| self.tell_shard(shard, body.clone()))).await?;
+        Ok(())
+    }
+
+    /// Tells one shard of a rollup that is new or gone; once more does no harm.
+    pub async fn tell_shard(self: &Arc<Self>, shard: ShardId, body: command::command::Body) -> Result<(), NodeError> {
+        let outcome = self.propose(shard, body).await?;
+        match &outcome.result {
+            Some(command::outcome::Result::RollupChanged(_)) => Ok(()),
+            _ => Err(unexpected(shard, &outcome)),
+        }
+    }
+
+    /// Returns what a shard must still be told of its game's rollups.
+    pub fn missing_rollups(&self, view: &View) -> Result<Vec<command::command::Body>, NodeError> {
+        let meta = self.meta.borrow().clone();
+        let known = view.rollups()?;
+        let wanted: Vec<_> = meta.rollups(GameId(view.state().game)).collect();
+        let new = wanted.iter().filter(|rollup| !known.iter().any(|one| one.id == rollup.id));
+        let mut missing: Vec<_> = new.map(|rollup| command::command::Body::DefineRollup((*rollup).clone())).collect();
+        let gone = known.iter().filter(|rollup| meta.was_rollup_dropped(RollupId(rollup.id)));
+        missing.extend(gone.map(|one| command::command::Body::DropRollup(command::DropRollup { id: one.id })));
+        Ok(missing)
+    }
+}
+
+fn record(game: &str, name: &str, outcome: MetaOutcome) -> Result<RollupRecord, NodeError> {
+    match outcome.result {
+        Some(meta_outcome::Result::Rollup(record)) => Ok(record),
+        Some(meta_outcome::Result::Rejected(rejection)) => Err(match rejection.reason() {
+            Reason::GameUnknown => NodeError::UnknownGame(game.to_owned()),
+            Reason::RollupExists => NodeError::RollupExists(name.to_owned()),
+            Reason::RollupUnknown => NodeError::UnknownRollup(name.to_owned()),
+            _ => NodeError::Refused(format!(
+                "rollups: game {game:?} has {}; the limit is {}",
+                rejection.found, rejection.limit
+            )),
+        }),
+        _ => Err(NodeError::OutcomeUnknown { shard: ShardId(META_GROUP) }),
+    }
+}
