@@ -1,11 +1,15 @@
 //! Carries out what [`galoo_storage::compaction::choose`] chooses, one shard after the other, and lets the log go.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use galoo_consensus::{GroupId, StateMachine};
 use galoo_proto::{Hlc, Keyspace, ShardId};
 use galoo_storage::{
     compaction::{self, Choice},
+    engine::Family,
     rollup::{Definition, cover},
     view::{Source, View},
 };
@@ -16,15 +20,43 @@ use crate::node::{Node, NodeError, unix_ms};
 
 /// Between two rounds over the shards.
 const ROUND: Duration = Duration::from_millis(250);
+/// Bytes of chunks that became segments and may lie dead in the engine's files before these are rewritten.
+const DEAD_BYTES_MAX: u64 = 512 << 20;
+/// When nothing became a segment for so long, what lies dead is swept however little it is.
+const SWEEP_DELAY: Duration = Duration::from_secs(10);
+
+/// What a round did for a shard.
+#[derive(Default)]
+struct Done {
+    /// A rollup may have more to cover.
+    covered: bool,
+    /// Bytes of chunks whose rows were dropped.
+    dropped_bytes: u64,
+}
 
 /// Works until `stopped` resolves.
 pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool>) {
+    let (mut dead_bytes, mut dropped_at) = (0, Instant::now());
     loop {
         let mut more = false;
         for (shard, keyspace) in node.open_shards() {
             match compact(&node, shard, keyspace).await {
-                Ok(covered) => more |= covered,
+                Ok(done) => {
+                    more |= done.covered;
+                    if done.dropped_bytes > 0 {
+                        (dead_bytes, dropped_at) = (dead_bytes + done.dropped_bytes, Instant::now());
+                    }
+                }
                 Err(failure) => warn!(%shard, %failure, "compaction of a shard failed; it is tried again"),
+            }
+        }
+        if dead_bytes >= DEAD_BYTES_MAX || (dead_bytes > 0 && dropped_at.elapsed() >= SWEEP_DELAY) {
+            dead_bytes = 0;
+            let engine = node.engine().clone();
+            match spawn_blocking(move || engine.compact(Family::Chunks)).await {
+                Ok(Ok(())) => debug!("swept the rows of chunks that became segments"),
+                Ok(Err(failure)) => warn!(%failure, "the engine's files could not be rewritten"),
+                Err(failure) => warn!(%failure, "the engine's files could not be rewritten"),
             }
         }
         if let Err(failure) = cut_logs(&node).await {
@@ -37,8 +69,9 @@ pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool
     }
 }
 
-/// Does what is chosen for a shard; returns whether a rollup may have more to cover.
-async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow::Result<bool> {
+/// Does what is chosen for a shard.
+async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow::Result<Done> {
+    let mut done = Done::default();
     let view = node.stale_view(shard)?;
     let mut chunks: Vec<_> = Vec::new();
     let open = view.state().open.unwrap_or_default();
@@ -59,7 +92,7 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow
             Choice::Seal(_) => {}
             Choice::Build { first, last } => {
                 let (view, files) = (view.clone(), node.files().clone());
-                let started = std::time::Instant::now();
+                let started = Instant::now();
                 let built =
                     spawn_blocking(move || compaction::build_segment(&view, &files, keyspace, first, last)).await??;
                 let engine = node.engine().clone();
@@ -69,11 +102,16 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow
                     .with_machine(GroupId(shard.0), move |_| compaction::commit_segment(&engine, keyspace, &built))
                     .await;
                 let committed = committed.transpose()?.unwrap_or(false);
+                if committed {
+                    let built = chunks.iter().filter(|chunk| (first.0..=last.0).contains(&chunk.id));
+                    done.dropped_bytes += built.map(|chunk| chunk.bytes).sum::<u64>();
+                }
                 debug!(%shard, %first, %last, rows, committed, took = ?started.elapsed(), "built a segment");
             }
         }
     }
-    keep_rollups(node, shard, keyspace, &view).await
+    done.covered = keep_rollups(node, shard, keyspace, &view).await?;
+    Ok(done)
 }
 
 /// Tells a shard, on its leader, what it has not heard of its rollups; covers the next source of each one.
@@ -89,7 +127,7 @@ async fn keep_rollups(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, view
     for rollup in view.rollups()? {
         let definition = Definition::parse(&rollup)?;
         let view = view.clone();
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let Some(cover) = spawn_blocking(move || cover::prepare(&view, &definition)).await?? else { continue };
         let (engine, through, cells) = (node.engine().clone(), cover.through, cover.cells());
         let committed = node

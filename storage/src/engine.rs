@@ -117,6 +117,9 @@ pub trait Engine: Reader {
     /// Makes everything written so far durable, in every family together.
     fn flush(&self) -> Result<()>;
 
+    /// Rewrites a family, so that rows that were removed take no space. Long: not for a thread that serves.
+    fn compact(&self, family: Family) -> Result<()>;
+
     /// Returns a row's value as it would be read after a crash.
     fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>>;
 }

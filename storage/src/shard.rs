@@ -75,6 +75,8 @@ struct Turn<'a> {
     hlc: Hlc,
     batch: WriteBatch,
     new_properties: Vec<(String, Kinds)>,
+    /// The producer of the command's batch as the table has it; `None` for one that is new.
+    producer: Option<record::Producer>,
 }
 
 impl Shard {
@@ -160,6 +162,7 @@ impl Shard {
             hlc,
             batch: WriteBatch::default(),
             new_properties: Vec::new(),
+            producer: None,
         };
         let outcome = turn.run(command.body)?;
         let Turn { mut state, mut batch, new_properties, .. } = turn;

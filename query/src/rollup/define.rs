@@ -289,7 +289,7 @@ mod tests {
         value::Event,
     };
     use galoo_storage::{
-        engine::{Engine as _, Family, Reader, WriteBatch, memory::MemoryEngine},
+        engine::{Family, WriteBatch, memory::MemoryEngine},
         properties,
         rollup::cover,
         segment::SegmentFiles,

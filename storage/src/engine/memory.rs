@@ -119,6 +119,10 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
+    fn compact(&self, _: Family) -> Result<()> {
+        Ok(())
+    }
+
     fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
         Ok(self.lock().flushed.get(&(family, key.to_vec())).cloned())
     }

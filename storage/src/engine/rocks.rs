@@ -182,6 +182,12 @@ impl Engine for RocksEngine {
         Ok(self.db.flush_cfs_opt(&named, &FlushOptions::default())?)
     }
 
+    fn compact(&self, family: Family) -> Result<()> {
+        // What its memtable holds is flushed first, with atomic flush together with every other family's.
+        self.db.compact_range_cf(&handle(&self.db, family), None::<&[u8]>, None::<&[u8]>);
+        Ok(())
+    }
+
     fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
         let mut options = ReadOptions::default();
         options.set_read_tier(ReadTier::Persisted);

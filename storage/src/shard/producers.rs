@@ -103,6 +103,7 @@ impl Turn<'_> {
         if batch.number >= floor.saturating_add(PRODUCER_WINDOW) {
             return Ok(Admission::Refused(too_far(batch, floor)));
         }
+        self.producer = Some(producer);
         let outcome = key::outcome(keyspace, &batch.producer_id, batch.number);
         let Some(first) = self.shard.engine.get(Family::Producers, &outcome)? else { return Ok(Admission::New) };
         let first =
@@ -110,7 +111,7 @@ impl Turn<'_> {
         Ok(Admission::Known(first))
     }
 
-    /// Keeps a batch's outcome, moves the producer's floor and its place in the order of eviction.
+    /// Keeps the outcome of a batch that was admitted, moves the producer's floor and its place in the order of eviction.
     pub(super) fn remember(
         &mut self,
         batch: &BatchId,
@@ -120,20 +121,18 @@ impl Turn<'_> {
     ) -> Result<()> {
         let keyspace = self.shard.keyspace;
         let producer_key = key::producer(keyspace, &batch.producer_id);
-        let known = self.shard.engine.get(Family::Producers, &producer_key)?;
-        let mut producer = match &known {
-            Some(bytes) => record::Producer::decode(bytes.as_slice()).map_err(|error| Error::row("producer", error))?,
-            None => record::Producer { registered_at: batch.registered_at, ..Default::default() },
-        };
-        let evict = known.is_none() && self.state.producers >= PRODUCERS_MAX;
-        if evict {
+        let known = self.producer.take();
+        let is_new = known.is_none();
+        let new = || record::Producer { registered_at: batch.registered_at, ..Default::default() };
+        let mut producer = known.unwrap_or_else(new);
+        if is_new && self.state.producers >= PRODUCERS_MAX {
             self.evict_producer()?;
         }
-        if known.is_none() {
+        if is_new {
             self.state.producers += 1;
         }
-        if known.is_none() || self.index - producer.used_index > USED_INDEX_SLACK {
-            if known.is_some() {
+        if is_new || self.index - producer.used_index > USED_INDEX_SLACK {
+            if !is_new {
                 self.batch.delete(Family::Producers, key::eviction(keyspace, producer.used_index));
             }
             producer.used_index = self.index;
