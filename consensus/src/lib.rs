@@ -8,14 +8,18 @@
 //!
 //! - a vote and a term, before any message that speaks of them (raft-rs puts those into the second half);
 //! - an entry, before this node counts it as its own; a leader's appends to others go out *before* its own write returns;
-//! - a group's record (it exists, or is destroyed), before anything else of the group.
+//! - a group's record (it exists, or is destroyed), before anything else of the group;
+//! - a pulled state, in a place of its own, before the one write that switches the group to it ([`raft_loop::Fetch`]).
 //!
 //! The shared log is the authority on which groups exist on the node. Consensus names no game, no player, no engine and
 //! no network: it replicates opaque bytes for whoever implements [`StateMachine`].
 
+mod group_log;
+mod lag;
 pub mod log_store;
 pub mod raft_loop;
 mod replica;
+mod snapshot;
 
 use std::fmt;
 

@@ -74,7 +74,7 @@ pub struct GroupWrite {
     pub entries: Vec<Entry>,
     /// Entries at or below are dropped.
     pub cut: Option<u64>,
-    /// Everything of the group but its record is dropped.
+    /// Everything of the group but its record is dropped, before anything else of this write is done.
     pub clear: bool,
 }
 
@@ -83,10 +83,13 @@ pub trait LogStore: Send + Sync {
     /// Returns every group that was ever made here, destroyed ones included.
     fn groups(&self) -> Result<Vec<(GroupId, GroupRecord)>>;
 
+    /// Returns a group's record; `None` when it was never made here.
+    fn record(&self, group: GroupId) -> Result<Option<GroupRecord>>;
+
     /// Returns a group's term, vote and commit index as they were last written.
     fn hard_state(&self, group: GroupId) -> Result<Option<HardState>>;
 
-    /// Makes all changes durable together, with one sync. Groups appear once.
+    /// Makes all changes durable together, with one sync: after a crash all of them are there or none. Groups appear once.
     fn write(&self, writes: &[(GroupId, GroupWrite)]) -> Result<()>;
 
     /// Returns the entries `[low, high)` that fit into `bytes_max` (and at least one). All are in the log.

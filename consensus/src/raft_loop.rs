@@ -7,11 +7,14 @@ use std::{
 
 use raft::eraftpb::Message;
 
-pub use crate::replica::{Refused, Role};
 use crate::{
     Committed, Error, GroupId, Result, Ticket,
     log_store::{GroupRecord, GroupWrite, LogStore},
     replica::{Replica, Written},
+};
+pub use crate::{
+    replica::{Refused, Role},
+    snapshot::{Fetch, Limits, NotOffered, Offer},
 };
 
 /// Elections and heartbeats, in ticks, and the seed of all chance.
@@ -64,8 +67,22 @@ pub struct Effects {
     pub reads: Vec<(GroupId, Ticket, u64)>,
     /// Proposals that were never and will never be applied.
     pub lost: Vec<Ticket>,
+    /// Proposals of which this node does not learn whether they are applied.
+    pub unknown: Vec<Ticket>,
     /// Members whose role changed.
     pub roles: Vec<(GroupId, Role)>,
+    /// A follower (the second) needs a snapshot, and none is offered: freeze the state and [`RaftLoop::offer`] it. Comes
+    /// again and again until then.
+    pub snapshots_wanted: Vec<(GroupId, u64)>,
+    /// Offers that ended: what was frozen for them can go. A group that is destroyed or opened anew tells none.
+    pub released: Vec<(GroupId, Offer)>,
+    /// A state that this node's member needs: pull it, then [`RaftLoop::install`] or [`RaftLoop::abandon`].
+    pub fetch: Vec<(GroupId, Fetch)>,
+    /// The group's state is the one at this place (the second) with this index applied (the third): swap the state
+    /// machine before anything of `committed` is applied. What was at the old place can go.
+    pub installed: Vec<(GroupId, u64, u64)>,
+    /// Places whose state is not needed any more, although [`RaftLoop::install`] was asked: it can go.
+    pub discarded: Vec<(GroupId, u64)>,
 }
 
 /// All groups of a node.
@@ -73,10 +90,10 @@ pub struct RaftLoop {
     node: u64,
     log: Arc<dyn LogStore>,
     timing: Timing,
+    limits: Limits,
     replicas: BTreeMap<GroupId, Replica>,
     destroyed: BTreeSet<GroupId>,
     turning: Vec<(GroupId, Written)>,
-    cuts: BTreeMap<GroupId, GroupWrite>,
 }
 
 impl RaftLoop {
@@ -84,8 +101,13 @@ impl RaftLoop {
     pub fn new(node: u64, log: Arc<dyn LogStore>, timing: Timing) -> Result<Self> {
         let destroyed =
             log.groups()?.into_iter().filter(|(_, record)| record.destroyed).map(|(group, _)| group).collect();
-        let (replicas, turning, cuts) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
-        Ok(Self { node, log, timing, replicas, destroyed, turning, cuts })
+        let (limits, replicas, turning) = (Limits::default(), BTreeMap::new(), Vec::new());
+        Ok(Self { node, log, timing, limits, replicas, destroyed, turning })
+    }
+
+    /// Sets limits other than the default for the groups that are opened from here on.
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// Makes a group on this node, durably, unless it exists; then opens it.
@@ -102,16 +124,15 @@ impl RaftLoop {
         if self.replicas.contains_key(&group) {
             return Ok(());
         }
-        let known = self.log.groups()?.into_iter().find(|(known, _)| *known == group);
-        let record = match known {
-            Some((_, record)) => record,
+        let record = match self.log.record(group)? {
+            Some(record) => record,
             None => {
                 let write = GroupWrite { record: Some(record.clone()), ..Default::default() };
                 self.log.write(&[(group, write)])?;
                 record
             }
         };
-        let replica = Replica::open(self.node, group, record, self.log.clone(), applied, self.timing)?;
+        let replica = Replica::open(self.node, group, record, self.log.clone(), applied, self.timing, self.limits)?;
         self.replicas.insert(group, replica);
         Ok(())
     }
@@ -119,10 +140,8 @@ impl RaftLoop {
     /// Removes a group from this node; the tombstone is durable on return.
     pub fn destroy(&mut self, group: GroupId) -> Result<()> {
         self.replicas.remove(&group);
-        self.cuts.remove(&group);
         self.destroyed.insert(group);
-        let known = self.log.groups()?.into_iter().find(|(known, _)| *known == group);
-        let record = GroupRecord { destroyed: true, ..known.map(|(_, record)| record).unwrap_or_default() };
+        let record = GroupRecord { destroyed: true, ..self.log.record(group)?.unwrap_or_default() };
         self.log.write(&[(group, GroupWrite { record: Some(record), clear: true, ..Default::default() })])
     }
 
@@ -163,13 +182,49 @@ impl RaftLoop {
     }
 
     /// Lets a group's log go at or below `persisted`, if that is at least `entries_min` entries; written with the next turn.
+    ///
+    /// What a voter still needs stays, if it is not further behind than [`Limits`] say, and what lies above an offer.
     pub fn cut(&mut self, group: GroupId, persisted: u64, entries_min: u64) -> Result<()> {
-        if let Some(replica) = self.replicas.get_mut(&group)
-            && let Some(write) = replica.cut(persisted, entries_min)?
-        {
-            self.cuts.insert(group, write);
+        self.replicas.get_mut(&group).map_or(Ok(()), |replica| replica.cut(persisted, entries_min))
+    }
+
+    /// Offers a frozen state to the followers that need one; it takes the place of an offer that stands.
+    ///
+    /// The state stays frozen until the offer comes back among [`Effects::released`].
+    ///
+    /// # Errors
+    /// [`NotOffered`] when the group is not led here or the log was cut above the offer: what was frozen can go.
+    pub fn offer(&mut self, group: GroupId, offer: Offer) -> Result<(), NotOffered> {
+        self.replicas.get_mut(&group).ok_or(NotOffered)?.offer(offer)
+    }
+
+    /// Tells that somebody pulls from what a group offers: it is not given up for being idle.
+    pub fn renew(&mut self, group: GroupId) {
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.renew();
         }
+    }
+
+    /// Ends a group's offer. Who waits for it is asked again what it needs.
+    pub fn withdraw(&mut self, group: GroupId) {
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.withdraw();
+        }
+    }
+
+    /// Tells that the state of [`Effects::fetch`] with this index is durable at a place of its own.
+    ///
+    /// The place comes back among [`Effects::installed`], once the switch to it is durable, or [`Effects::discarded`].
+    pub fn install(&mut self, group: GroupId, index: u64, place: u64) -> Result<()> {
+        self.replicas.get_mut(&group).ok_or(Error::UnknownGroup(group))?.install(index, place);
         Ok(())
+    }
+
+    /// Tells that the state of [`Effects::fetch`] could not be pulled. It is asked for again if it is still needed.
+    pub fn abandon(&mut self, group: GroupId) {
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.abandon();
+        }
     }
 
     /// The role of this node's member of a group.
@@ -182,18 +237,13 @@ impl RaftLoop {
         assert!(self.turning.is_empty(), "INV-C1: a turn begins before the last one was written");
         let mut turn = Turn::default();
         for (group, replica) in &mut self.replicas {
-            let cut = self.cuts.remove(group);
-            if !replica.has_work() {
-                turn.writes.extend(cut.map(|cut| (*group, cut)));
-                continue;
+            replica.try_install();
+            if replica.has_work() {
+                let (messages, write, first) = replica.turn();
+                turn.messages.extend(messages.into_iter().map(|message| (*group, message)));
+                turn.writes.push((*group, write));
+                self.turning.push((*group, first));
             }
-            let (messages, mut write, first) = replica.turn();
-            turn.messages.extend(messages.into_iter().map(|message| (*group, message)));
-            if let Some(cut) = cut {
-                (write.record, write.cut) = (cut.record, cut.cut);
-            }
-            turn.writes.push((*group, write));
-            self.turning.push((*group, first));
         }
         turn
     }
@@ -207,6 +257,12 @@ impl RaftLoop {
             effects.messages.extend(written.messages.into_iter().map(|message| (group, message)));
             effects.reads.extend(written.reads.into_iter().map(|(ticket, index)| (group, ticket, index)));
             effects.lost.extend(written.lost);
+            effects.unknown.extend(written.unknown);
+            effects.snapshots_wanted.extend(written.wanted.into_iter().map(|to| (group, to)));
+            effects.released.extend(written.released.into_iter().map(|offer| (group, offer)));
+            effects.fetch.extend(written.fetch.map(|fetch| (group, fetch)));
+            effects.installed.extend(written.installed.map(|(place, index)| (group, place, index)));
+            effects.discarded.extend(written.discarded.into_iter().map(|place| (group, place)));
             effects.roles.extend(written.role.map(|role| (group, role)));
             if !written.committed.is_empty() {
                 effects.committed.push((group, written.committed));
@@ -217,166 +273,4 @@ impl RaftLoop {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::log_store::memory::MemoryLog;
-
-    const GROUP: GroupId = GroupId(1);
-
-    /// Nodes without a network between them but the test's hands.
-    struct Nodes {
-        loops: Vec<RaftLoop>,
-        applied: Vec<Vec<(u64, Vec<u8>)>>,
-        reads: Vec<(usize, Ticket, u64)>,
-        lost: Vec<Ticket>,
-        cut_off: BTreeSet<u64>,
-    }
-
-    impl Nodes {
-        fn new(count: u64) -> Self {
-            let voters: Vec<u64> = (1..=count).collect();
-            let open = |node: &u64| {
-                let log = Arc::new(MemoryLog::default());
-                let mut raft = RaftLoop::new(*node, log, Timing { seed: 7, ..Timing::default() }).expect("new");
-                let record = GroupRecord { voters: voters.clone(), ..Default::default() };
-                raft.open(GROUP, record, 0).expect("open");
-                raft
-            };
-            let loops: Vec<_> = voters.iter().map(open).collect();
-            let applied = vec![Vec::new(); loops.len()];
-            Self { loops, applied, reads: vec![], lost: vec![], cut_off: BTreeSet::new() }
-        }
-
-        /// Runs turns and carries messages until nothing moves.
-        fn settle(&mut self) {
-            loop {
-                let mut messages = Vec::new();
-                let mut moved = false;
-                for (at, raft) in self.loops.iter_mut().enumerate() {
-                    let turn = raft.turn();
-                    moved |= !turn.writes.is_empty();
-                    messages.extend(turn.messages);
-                    raft.log.write(&turn.writes).expect("write");
-                    let effects = raft.written();
-                    messages.extend(effects.messages);
-                    self.lost.extend(effects.lost);
-                    self.reads.extend(effects.reads.into_iter().map(|(_, ticket, index)| (at, ticket, index)));
-                    for (group, entries) in effects.committed {
-                        raft.applied(group, entries.last().map_or(0, |entry| entry.index));
-                        let data = entries.into_iter().filter(|entry| !entry.data.is_empty());
-                        self.applied[at].extend(data.map(|entry| (entry.index, entry.data.to_vec())));
-                    }
-                }
-                for (group, message) in messages {
-                    if !self.cut_off.contains(&message.from) && !self.cut_off.contains(&message.to) {
-                        let to = usize::try_from(message.to - 1).expect("small");
-                        self.loops[to].step(group, message).expect("step");
-                        moved = true;
-                    }
-                }
-                if !moved {
-                    return;
-                }
-            }
-        }
-
-        fn leader(&mut self) -> usize {
-            for _ in 0..200 {
-                let leads = |raft: &RaftLoop| {
-                    !self.cut_off.contains(&raft.node) && raft.role(GROUP).is_some_and(|role| role.leads)
-                };
-                if let Some(leader) = self.loops.iter().position(leads) {
-                    return leader;
-                }
-                self.loops.iter_mut().for_each(RaftLoop::tick);
-                self.settle();
-            }
-            panic!("no leader after 200 ticks");
-        }
-    }
-
-    #[test]
-    fn a_sole_voter_leads_at_once_and_serves_reads() {
-        let mut nodes = Nodes::new(1);
-        nodes.settle();
-        assert!(nodes.loops[0].role(GROUP).expect("here").leads);
-        nodes.loops[0].propose(GROUP, Ticket(1), b"a".to_vec()).expect("proposed");
-        nodes.settle();
-        assert_eq!(nodes.applied[0], vec![(2, b"a".to_vec())]);
-        nodes.loops[0].read(GROUP, Ticket(2)).expect("read");
-        nodes.settle();
-        assert_eq!(nodes.reads, vec![(0, Ticket(2), 2)]);
-    }
-
-    #[test]
-    fn a_leader_cut_off_commits_nothing_and_its_proposal_is_lost_after_healing() {
-        let mut nodes = Nodes::new(3);
-        let old = nodes.leader();
-        nodes.loops[old].propose(GROUP, Ticket(1), b"kept".to_vec()).expect("proposed");
-        nodes.settle();
-        nodes.cut_off.insert(old as u64 + 1);
-        nodes.loops[old].propose(GROUP, Ticket(2), b"lost".to_vec()).expect("proposed");
-        nodes.settle();
-        let new = nodes.leader();
-        assert_ne!(new, old);
-        nodes.loops[new].propose(GROUP, Ticket(3), b"new".to_vec()).expect("proposed");
-        nodes.settle();
-        nodes.cut_off.clear();
-        for _ in 0..5 {
-            nodes.loops.iter_mut().for_each(RaftLoop::tick);
-            nodes.settle();
-        }
-        let words = |at: usize| nodes.applied[at].iter().map(|(_, data)| data.clone()).collect::<Vec<_>>();
-        assert_eq!(words(old), vec![b"kept".to_vec(), b"new".to_vec()]);
-        assert_eq!(words(old), words(new));
-        assert_eq!(nodes.lost, vec![Ticket(2)]);
-    }
-
-    #[test]
-    fn a_destroyed_group_does_not_come_back() {
-        let mut nodes = Nodes::new(1);
-        nodes.settle();
-        nodes.loops[0].destroy(GROUP).expect("destroyed");
-        let again = GroupRecord { voters: vec![1], ..Default::default() };
-        assert!(matches!(nodes.loops[0].open(GROUP, again, 0), Err(Error::Destroyed(GROUP))));
-    }
-
-    #[test]
-    fn a_log_that_ends_below_what_was_applied_is_damage() {
-        let log = Arc::new(MemoryLog::default());
-        let mut raft = RaftLoop::new(1, log, Timing::default()).expect("new");
-        let record = GroupRecord { voters: vec![1], ..Default::default() };
-        assert!(matches!(raft.open(GROUP, record, 5), Err(Error::Damaged { .. })));
-    }
-
-    #[test]
-    fn a_cut_log_opens_again_behind_the_cut() {
-        let log = Arc::new(MemoryLog::default());
-        let record = GroupRecord { voters: vec![1], ..Default::default() };
-        let mut raft = RaftLoop::new(1, log.clone(), Timing::default()).expect("new");
-        raft.open(GROUP, record.clone(), 0).expect("open");
-        let run = |raft: &mut RaftLoop| loop {
-            let turn = raft.turn();
-            if turn.writes.is_empty() {
-                break;
-            }
-            log.write(&turn.writes).expect("write");
-            for (group, entries) in raft.written().committed {
-                raft.applied(group, entries.last().map_or(0, |entry| entry.index));
-            }
-        };
-        run(&mut raft);
-        for i in 0..10 {
-            raft.propose(GROUP, Ticket(i), vec![1]).expect("proposed");
-            run(&mut raft);
-        }
-        raft.cut(GROUP, 8, 1).expect("cut");
-        run(&mut raft);
-        assert_eq!(log.bounds(GROUP).expect("bounds"), Some((9, 11)));
-        let mut raft = RaftLoop::new(1, log.clone(), Timing::default()).expect("new");
-        assert!(matches!(raft.open(GROUP, record.clone(), 7), Err(Error::Damaged { .. })), "entry 8 is gone");
-        raft.open(GROUP, record, 8).expect("open");
-        run(&mut raft);
-        assert!(raft.role(GROUP).expect("here").leads);
-    }
-}
+mod tests;

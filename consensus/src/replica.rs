@@ -1,17 +1,23 @@
 //! One group's member on this node: the Raft state and who waits for what.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use raft::{
-    Config, GetEntriesContext, RaftState, RawNode, Ready, StateRole, StorageError,
-    eraftpb::{ConfState, Entry, HardState, Message, Snapshot},
+    Config, INVALID_INDEX, ProgressState, RawNode, Ready, SnapshotStatus, StateRole,
+    eraftpb::{Entry, HardState, Message, MessageType},
     storage::Storage,
 };
 
 use crate::{
     Committed, Error, GroupId, Result, Ticket,
+    group_log::GroupLog,
+    lag::Lag,
     log_store::{GroupRecord, GroupWrite, LogStore},
     raft_loop::Timing,
+    snapshot::{Fetch, Held, Limits, NotOffered, Offer, Standing},
 };
 
 /// Bytes of proposals of one group that are not committed; beyond it proposals are refused.
@@ -22,72 +28,6 @@ const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 const INFLIGHT_MESSAGES_MAX: usize = 256;
 /// Bytes of entries that one turn hands out to be applied.
 const COMMITTED_BYTES_MAX: u64 = 8 << 20;
-
-/// raft-rs's view of one group in the shared log.
-pub(crate) struct GroupLog {
-    store: Arc<dyn LogStore>,
-    group: GroupId,
-    pub(crate) record: GroupRecord,
-    hard_state: HardState,
-}
-
-impl GroupLog {
-    fn first(&self) -> u64 {
-        self.record.cut_index + 1
-    }
-}
-
-fn other(error: Error) -> raft::Error {
-    raft::Error::Store(StorageError::Other(Box::new(error)))
-}
-
-impl Storage for GroupLog {
-    fn initial_state(&self) -> raft::Result<RaftState> {
-        let conf_state = ConfState::from((self.record.voters.clone(), Vec::new()));
-        Ok(RaftState::new(self.hard_state.clone(), conf_state))
-    }
-
-    fn entries(
-        &self,
-        low: u64,
-        high: u64,
-        bytes_max: impl Into<Option<u64>>,
-        _: GetEntriesContext,
-    ) -> raft::Result<Vec<Entry>> {
-        if low < self.first() {
-            return Err(raft::Error::Store(StorageError::Compacted));
-        }
-        self.store.entries(self.group, low, high, bytes_max.into()).map_err(other)
-    }
-
-    fn term(&self, index: u64) -> raft::Result<u64> {
-        if index == self.record.cut_index {
-            return Ok(self.record.cut_term);
-        }
-        if index < self.record.cut_index {
-            return Err(raft::Error::Store(StorageError::Compacted));
-        }
-        if index > self.last_index()? {
-            return Err(raft::Error::Store(StorageError::Unavailable));
-        }
-        let found = self.store.entries(self.group, index, index + 1, None).map_err(other)?;
-        found.first().map(|entry| entry.term).ok_or(raft::Error::Store(StorageError::Unavailable))
-    }
-
-    fn first_index(&self) -> raft::Result<u64> {
-        Ok(self.first())
-    }
-
-    fn last_index(&self) -> raft::Result<u64> {
-        let bounds = self.store.bounds(self.group).map_err(other)?;
-        Ok(bounds.map_or(self.record.cut_index, |(_, last)| last.max(self.record.cut_index)))
-    }
-
-    fn snapshot(&self, _: u64, _: u64) -> raft::Result<Snapshot> {
-        // A follower that needs what was cut off waits: the log is cut only below what every voter holds.
-        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
-    }
-}
 
 /// A proposal on this node whose entry is not committed yet.
 struct Pending {
@@ -100,12 +40,27 @@ pub(crate) struct Replica {
     pub(crate) group: GroupId,
     node: RawNode<GroupLog>,
     timing: Timing,
+    limits: Limits,
+    /// Ticks since the start.
+    now: u64,
     pending: VecDeque<Pending>,
     /// A `Ready` whose writes are under way.
     ready: Option<Ready>,
     /// The state machine's last applied index, as far as it told.
     applied: u64,
     role: Role,
+    lag: Lag,
+    /// The log's new start, which is in the record and not written yet.
+    cut: Option<u64>,
+    /// Offers that ended and were not told yet.
+    released: Vec<Offer>,
+    /// Since when raft-rs waits for a follower to answer a snapshot.
+    sent_at: BTreeMap<u64, u64>,
+    held: Option<Held>,
+    /// Where the state of the snapshot is that raft-rs has taken.
+    installing: Option<u64>,
+    /// Places whose state raft-rs did not need any more, not told yet.
+    discarded: Vec<u64>,
 }
 
 /// What a member is, for those who route to it.
@@ -126,7 +81,13 @@ pub(crate) struct Written {
     pub(crate) committed: Vec<Committed>,
     pub(crate) reads: Vec<(Ticket, u64)>,
     pub(crate) lost: Vec<Ticket>,
+    pub(crate) unknown: Vec<Ticket>,
     pub(crate) role: Option<Role>,
+    pub(crate) wanted: Vec<u64>,
+    pub(crate) released: Vec<Offer>,
+    pub(crate) fetch: Option<Fetch>,
+    pub(crate) installed: Option<(u64, u64)>,
+    pub(crate) discarded: Vec<u64>,
 }
 
 impl Replica {
@@ -138,6 +99,7 @@ impl Replica {
         store: Arc<dyn LogStore>,
         applied: u64,
         timing: Timing,
+        limits: Limits,
     ) -> Result<Self> {
         let damaged = |reason: String| Error::Damaged { group, reason };
         // Term 0 is no member's: raft-rs panics there with pre-vote and priorities.
@@ -166,11 +128,27 @@ impl Replica {
             pre_vote: true,
             ..Config::default()
         };
-        let log = GroupLog { store, group, record, hard_state };
+        let log = GroupLog::new(store, group, record, hard_state);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let node = RawNode::new(&config, log, &logger).map_err(|source| Error::Raft { group, source })?;
-        let (pending, role) = (VecDeque::new(), Role::default());
-        let mut replica = Self { group, node, timing, pending, ready: None, applied, role };
+        let mut replica = Self {
+            group,
+            node,
+            timing,
+            limits,
+            now: 0,
+            pending: VecDeque::new(),
+            ready: None,
+            applied,
+            role: Role::default(),
+            lag: Lag::default(),
+            cut: None,
+            released: Vec::new(),
+            sent_at: BTreeMap::new(),
+            held: None,
+            installing: None,
+            discarded: Vec::new(),
+        };
         if sole {
             replica.node.campaign().map_err(|source| Error::Raft { group, source })?;
         }
@@ -185,11 +163,21 @@ impl Replica {
     }
 
     pub(crate) fn tick(&mut self) {
+        self.now += 1;
         self.node.tick();
         self.draw_timeout();
+        self.tend_offer();
     }
 
     pub(crate) fn step(&mut self, message: Message) -> Result<()> {
+        if self.is_stale_rejection(&message) {
+            return Ok(());
+        }
+        if message.get_msg_type() == MessageType::MsgSnapshot && self.needs(&message) {
+            // One at a time; the leader sends it again as long as it is needed.
+            self.held.get_or_insert_with(|| Held::new(message));
+            return Ok(());
+        }
         let stepped = self.node.step(message);
         self.draw_timeout();
         match stepped {
@@ -238,7 +226,11 @@ impl Replica {
     }
 
     pub(crate) fn has_work(&self) -> bool {
-        self.ready.is_none() && self.node.has_ready()
+        let to_tell = !self.released.is_empty()
+            || !self.discarded.is_empty()
+            || !self.node.store().wanted.borrow().is_empty()
+            || self.held.as_ref().is_some_and(|held| !held.told);
+        self.ready.is_none() && (to_tell || self.cut.is_some() || self.node.has_ready())
     }
 
     pub(crate) fn role(&self) -> Role {
@@ -247,20 +239,72 @@ impl Replica {
 
     /// First half of a turn: messages that need no disk, and what to write.
     pub(crate) fn turn(&mut self) -> (Vec<Message>, GroupWrite, Written) {
+        let mut first = Written {
+            wanted: std::mem::take(self.node.mut_store().wanted.get_mut()).into_iter().collect(),
+            released: std::mem::take(&mut self.released),
+            discarded: std::mem::take(&mut self.discarded),
+            ..Default::default()
+        };
+        if let Some(held) = self.held.as_mut().filter(|held| !held.told) {
+            held.told = true;
+            first.fetch = Some(held.fetch());
+        }
+        if !self.node.has_ready() {
+            return (Vec::new(), self.cut_write(), first);
+        }
         let mut ready = self.node.ready();
         let messages = ready.take_messages();
-        let mut first = Written::default();
         first.reads.extend(ready.take_read_states().into_iter().filter_map(|state| {
             let ticket = state.request_ctx.as_slice().try_into().ok().map(u64::from_le_bytes)?;
             Some((Ticket(ticket), state.index))
         }));
         self.commit(ready.take_committed_entries(), &mut first);
-        let write = GroupWrite { hard_state: ready.hs().cloned(), entries: ready.take_entries(), ..Default::default() };
-        if let Some(hard_state) = &write.hard_state {
-            self.node.mut_store().hard_state = hard_state.clone();
+        let entries = ready.take_entries();
+        if let Some(last) = entries.last() {
+            let bytes = entries.iter().map(|entry| entry.data.len() as u64).sum();
+            self.lag.appended(last.index, bytes);
+        }
+        let mut write =
+            if ready.snapshot().is_empty() { self.cut_write() } else { self.install_write(&ready, &mut first) };
+        write.entries = entries;
+        if let Some(hard_state) = ready.hs() {
+            write.hard_state = Some(hard_state.clone());
         }
         self.ready = Some(ready);
         (messages, write, first)
+    }
+
+    /// What makes the cut of the log durable, if there is one to write.
+    fn cut_write(&mut self) -> GroupWrite {
+        let cut = self.cut.take();
+        let record = cut.is_some().then(|| self.node.store().record.clone());
+        GroupWrite { record, cut, ..Default::default() }
+    }
+
+    /// What switches the group to the state that was pulled: all of it or, after a crash, nothing.
+    fn install_write(&mut self, ready: &Ready, first: &mut Written) -> GroupWrite {
+        let metadata = ready.snapshot().get_metadata();
+        let place = self.installing.take();
+        assert!(place.is_some(), "INV-C2: {} takes a snapshot whose state is in no place", self.group);
+        let place = place.unwrap_or_default();
+        let record = GroupRecord {
+            destroyed: false,
+            place,
+            cut_index: metadata.index,
+            cut_term: metadata.term,
+            voters: metadata.get_conf_state().voters.clone(),
+        };
+        self.node.mut_store().record = record.clone();
+        self.cut = None;
+        self.lag = Lag::default();
+        // Whether what this node proposed is among what the snapshot jumps over is not known here.
+        while let Some(pending) = self.pending.pop_front_if(|pending| pending.index <= metadata.index) {
+            first.unknown.push(pending.ticket);
+        }
+        first.installed = Some((place, metadata.index));
+        // A clear takes the hard state with it.
+        let hard_state = Some(self.node.raft.hard_state());
+        GroupWrite { record: Some(record), hard_state, clear: true, ..Default::default() }
     }
 
     /// Second half, once everything is written: what had to wait for it.
@@ -269,11 +313,19 @@ impl Replica {
         first.messages.append(&mut ready.take_persisted_messages());
         let mut light = self.node.advance_append(ready);
         first.messages.append(&mut light.take_messages());
+        if let Some((_, index)) = first.installed {
+            // The state is durable in its place. raft-rs campaigns over what lies above the applied index, and the log
+            // begins here.
+            self.applied(index);
+        }
         self.commit(light.take_committed_entries(), &mut first);
         self.draw_timeout();
         let raft = &self.node.raft;
         let role = Role { leader: raft.leader_id, term: raft.term, leads: raft.state == StateRole::Leader };
         if role != self.role {
+            if role.leads && !self.role.leads {
+                self.voters().iter().for_each(|(voter, matched)| self.lag.wait_for(*voter, *matched, self.now));
+            }
             self.role = role;
             first.role = Some(role);
         }
@@ -297,25 +349,167 @@ impl Replica {
         }
     }
 
-    /// Index that every voter is known to hold, as far as this member can tell.
-    pub(crate) fn held_by_all(&self) -> u64 {
-        if self.node.raft.state != StateRole::Leader {
-            return self.node.raft.raft_log.committed;
-        }
-        self.node.raft.prs().iter().map(|(_, progress)| progress.matched).min().unwrap_or(0)
+    /// The voters and the index that each is known to hold, as far as this leader can tell.
+    fn voters(&self) -> Vec<(u64, u64)> {
+        self.node.raft.prs().iter().map(|(voter, progress)| (*voter, progress.matched)).collect()
     }
 
-    /// Cuts the log at or below `index`, which is applied durably; `None` when that is not worth a write.
-    pub(crate) fn cut(&mut self, index: u64, entries_min: u64) -> Result<Option<GroupWrite>> {
-        let index = index.min(self.held_by_all());
-        if index < self.node.store().record.cut_index + entries_min {
-            return Ok(None);
+    /// Cuts the log at or below `index`, which is applied durably, as far as nobody who is waited for needs it; not
+    /// when that drops fewer than `entries_min`.
+    pub(crate) fn cut(&mut self, index: u64, entries_min: u64) -> Result<()> {
+        let (log, start) = (&self.node.raft.raft_log, self.node.store().record.cut_index);
+        let held = if self.node.raft.state == StateRole::Leader {
+            self.lag.held(&self.voters(), start, log.last_index(), &self.limits)
+        } else {
+            log.committed
+        };
+        let offered = self.node.store().standing.as_ref().map_or(u64::MAX, |standing| standing.offer.index);
+        let index = index.min(held).min(offered).min(self.applied);
+        if index < start + entries_min {
+            return Ok(());
         }
+        assert!(index <= offered && index <= self.applied, "INV-C3: {} is cut at {index}", self.group);
         let group = self.group;
         let cut_term = self.node.store().term(index).map_err(|source| Error::Raft { group, source })?;
-        let record = GroupRecord { cut_index: index, cut_term, ..self.node.store().record.clone() };
-        self.node.mut_store().record = record.clone();
-        Ok(Some(GroupWrite { record: Some(record), cut: Some(index), ..Default::default() }))
+        let record = &mut self.node.mut_store().record;
+        (record.cut_index, record.cut_term) = (index, cut_term);
+        self.cut = Some(index);
+        self.lag.cut(index);
+        Ok(())
+    }
+}
+
+/// Snapshots: what a leader offers.
+impl Replica {
+    pub(crate) fn offer(&mut self, offer: Offer) -> Result<(), NotOffered> {
+        let log = self.node.store();
+        if self.node.raft.state != StateRole::Leader || offer.index < log.record.cut_index {
+            return Err(NotOffered);
+        }
+        let term = log.term(offer.index).map_err(|_| NotOffered)?;
+        self.withdraw();
+        self.node.mut_store().standing = Some(Standing::new(offer, term, self.now));
+        self.node.mut_store().wanted.get_mut().clear();
+        Ok(())
+    }
+
+    pub(crate) fn renew(&mut self) {
+        if let Some(standing) = &mut self.node.mut_store().standing {
+            standing.used(self.now);
+        }
+    }
+
+    pub(crate) fn withdraw(&mut self) {
+        if let Some(standing) = self.node.mut_store().standing.take() {
+            self.released.push(standing.offer);
+            self.probe_again(0);
+        }
+    }
+
+    /// Looks after the offer and those who wait for it, once a tick.
+    fn tend_offer(&mut self) {
+        let (now, limits) = (self.now, self.limits);
+        let leads = self.node.raft.state == StateRole::Leader;
+        if leads {
+            let voters = self.voters();
+            self.lag.observe(&voters, self.node.raft.raft_log.last_index(), now, &limits);
+            if let Some(standing) = &mut self.node.mut_store().standing {
+                let index = standing.offer.index;
+                let has: Vec<u64> = voters.iter().filter(|(_, at)| *at >= index).map(|(voter, _)| *voter).collect();
+                let (served, last) = standing.served(&has);
+                for voter in served {
+                    self.lag.wait_for(voter, index, now);
+                }
+                if last {
+                    self.withdraw();
+                }
+            }
+            self.probe_again(limits.resend_ticks);
+        } else {
+            self.lag.forget();
+            self.sent_at.clear();
+        }
+        if self.node.store().standing.as_ref().is_some_and(|standing| standing.expired(now, &limits)) {
+            self.withdraw();
+        }
+    }
+
+    /// Probes those who were sent a snapshot `after` ticks ago from its index onwards: who has it goes on, who has not
+    /// is sent one again. raft-rs would wait for their answer for ever.
+    fn probe_again(&mut self, after: u64) {
+        let mut waiting = Vec::new();
+        for (voter, progress) in self.node.raft.prs().iter() {
+            if progress.state == ProgressState::Snapshot {
+                waiting.push(*voter);
+            }
+        }
+        self.sent_at.retain(|voter, _| waiting.contains(voter));
+        for voter in waiting {
+            if self.now - *self.sent_at.entry(voter).or_insert(self.now) >= after {
+                self.sent_at.remove(&voter);
+                self.node.report_snapshot(voter, SnapshotStatus::Finish);
+            }
+        }
+    }
+
+    /// A rejection by a follower of what it is known to hold comes late. raft-rs, while it probes, would fall back below
+    /// what matched, and wait for ever for the answer to what it sends then (raft-rs #555).
+    fn is_stale_rejection(&self, message: &Message) -> bool {
+        let raft = &self.node.raft;
+        message.get_msg_type() == MessageType::MsgAppendResponse
+            && message.reject
+            && message.request_snapshot == INVALID_INDEX
+            && raft.state == StateRole::Leader
+            && message.term == raft.term
+            && raft
+                .prs()
+                .get(message.from)
+                .is_some_and(|progress| message.index <= progress.matched || message.reject_hint < progress.matched)
+    }
+}
+
+/// Snapshots: what a follower needs.
+impl Replica {
+    /// Whether a snapshot's state must be pulled; raft-rs answers all others at once.
+    fn needs(&self, message: &Message) -> bool {
+        let (raft, metadata) = (&self.node.raft, message.get_snapshot().get_metadata());
+        message.term >= raft.term
+            && metadata.index > raft.raft_log.committed
+            && !raft.raft_log.match_term(metadata.index, metadata.term)
+    }
+
+    pub(crate) fn install(&mut self, index: u64, place: u64) {
+        match &mut self.held {
+            Some(held) if held.index() == index && held.place.is_none() => held.place = Some(place),
+            _ => self.discarded.push(place),
+        }
+        self.try_install();
+    }
+
+    pub(crate) fn abandon(&mut self) {
+        if self.held.as_ref().is_some_and(|held| held.place.is_none()) {
+            self.held = None;
+        }
+    }
+
+    /// Hands a snapshot whose state is durable to raft-rs, unless the group is between two leaders.
+    pub(crate) fn try_install(&mut self) {
+        let raft = &self.node.raft;
+        let Some(place) = self.held.as_ref().and_then(|held| held.place) else { return };
+        let Some(mut held) = self.held.take_if(|held| held.message.term >= raft.term || raft.leader_id != 0) else {
+            return;
+        };
+        if held.message.term < raft.term {
+            // What it holds is committed, and so it is what the leader of a later term would send.
+            (held.message.term, held.message.from) = (raft.term, raft.leader_id);
+        }
+        let taken = raft.leader_id != raft.id && self.node.step(held.message).is_ok();
+        self.draw_timeout();
+        if taken && self.node.snap().is_some() {
+            self.installing = Some(place);
+        } else {
+            self.discarded.push(place);
+        }
     }
 }
 

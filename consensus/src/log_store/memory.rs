@@ -35,6 +35,10 @@ impl LogStore for MemoryLog {
         Ok(self.lock().iter().map(|(group, state)| (*group, state.record.clone())).collect())
     }
 
+    fn record(&self, group: GroupId) -> Result<Option<GroupRecord>> {
+        Ok(self.lock().get(&group).map(|state| state.record.clone()))
+    }
+
     fn hard_state(&self, group: GroupId) -> Result<Option<HardState>> {
         Ok(self.lock().get(&group).and_then(|state| state.hard_state.clone()))
     }

@@ -74,15 +74,18 @@ impl SharedLog {
 impl LogStore for SharedLog {
     fn groups(&self) -> Result<Vec<(GroupId, GroupRecord)>> {
         let mut groups = Vec::new();
-        for group in self.engine.raft_groups() {
-            let damaged = |reason: &str| Error::Damaged { group: GroupId(group), reason: reason.to_owned() };
-            let Some(bytes) = self.engine.get(group, RECORD) else {
-                return Err(damaged("the log holds entries and no record of it"));
-            };
-            let record = GroupRecord::decode(&bytes).ok_or_else(|| damaged("its record does not decode"))?;
-            groups.push((GroupId(group), record));
+        for group in self.engine.raft_groups().into_iter().map(GroupId) {
+            let reason = "the log holds entries and no record of it".to_owned();
+            let record = self.record(group)?.ok_or(Error::Damaged { group, reason })?;
+            groups.push((group, record));
         }
         Ok(groups)
+    }
+
+    fn record(&self, group: GroupId) -> Result<Option<GroupRecord>> {
+        let Some(bytes) = self.engine.get(group.0, RECORD) else { return Ok(None) };
+        let reason = || "its record does not decode".to_owned();
+        GroupRecord::decode(&bytes).map(Some).ok_or_else(|| Error::Damaged { group, reason: reason() })
     }
 
     fn hard_state(&self, group: GroupId) -> Result<Option<HardState>> {
