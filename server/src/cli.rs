@@ -8,6 +8,7 @@
 //! | 3 | refused: bad input, or the state of things (exists already, does not exist, a precondition) |
 //! | 4 | no node answered, or the outcome is unknown: the same command may be tried again |
 
+mod bench;
 mod data;
 mod games;
 mod load;
@@ -68,6 +69,9 @@ enum Command {
     /// Show nodes, games and shards
     #[command(after_help = "Example: galoo status --json")]
     Status(status::StatusArgs),
+    /// Measure this cluster under a load of reads or writes
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Show the checksum of each shard of a game
     #[command(after_help = "Example: galoo checksum --game rpg")]
     Checksum(status::ChecksumArgs),
@@ -172,6 +176,7 @@ async fn client_command(command: Command) -> Result<(), Failure> {
         Command::Scan(args) => data::scan(args).await,
         Command::Tail(args) => data::tail(args).await,
         Command::Sql(args) => sql::run(args).await,
+        Command::Bench(command) => bench::run(command).await,
         Command::Status(args) => status::status(args).await,
         Command::Checksum(args) => status::checksum(args).await,
     }

@@ -164,7 +164,7 @@ mod tests {
     fn sums_that_floats_get_wrong_are_right() {
         assert_eq!(sum(&[]).round().to_bits(), 0.0f64.to_bits());
         assert_eq!(sum(&[1e308, 1.0, -1e308]).round(), 1.0);
-        assert_eq!(sum(&vec![0.1; 10]).round(), 1.0, "ten tenths, each a little above 0.1, round to 1");
+        assert_eq!(sum(&[0.1; 10]).round(), 1.0, "ten tenths, each a little above 0.1, round to 1");
         assert_eq!(sum(&[f64::MAX, f64::MAX]).round(), f64::INFINITY);
         assert_eq!(sum(&[f64::MAX, f64::MAX, -f64::MAX]).round(), f64::MAX);
         assert_eq!(sum(&[5e-324, 5e-324]).round(), 1e-323);
