@@ -46,8 +46,10 @@ unit: setup ## all tests, without the lints
 test: lint unit ## everything that must hold: lints, docs, unit, property and process tests
 	@echo "make test: all checks passed"
 
-bench: build ## the figures of docs/benchmarks.md that there is data for
-	$(GALOO_PYTHON) bench/import.py bin/galoo $(or $(DATA),$(or $(GALOO_SHARED),../shared)/data/sc2.ndjson.zst)
+bench: build ## the figures of docs/benchmarks.md; ONLY=load, rollup, reads or writes for some of them
+	@.ci/setup bench
+	$(GALOO_PYTHON) bench/run.py bin/galoo $(CARGO_TARGET_DIR)/release/galoo-bench $(CARGO_TARGET_DIR)/release/galoo-workload \
+		$(or $(DATA),$(or $(GALOO_SHARED),../shared)/data/sc2.ndjson.zst) $(ONLY)
 
 clean: ## remove what was built (the dependencies too)
 	rm -rf bin $(CARGO_TARGET_DIR)
