@@ -16,6 +16,7 @@ pub mod properties;
 pub mod rollup;
 pub mod segment;
 pub mod shard;
+pub mod snapshot;
 pub mod view;
 
 pub use error::{Error, Result};

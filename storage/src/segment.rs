@@ -18,6 +18,7 @@ mod files;
 mod read;
 mod write;
 
+pub(crate) use self::{blocks::BLOCK_BYTES, files::failed, files::sync_folders, read::SegmentFile};
 pub use self::{files::SegmentFiles, read::SegmentScan, write::SegmentWriter};
 
 /// The newest format of a segment that this version knows.

@@ -239,7 +239,7 @@ fn new_chunk(id: u64, last_seq: u64) -> record::Chunk {
     record::Chunk { id, first_seq: last_seq + 1, last_seq, ..Default::default() }
 }
 
-fn decode_state(bytes: Option<&[u8]>) -> Result<Option<record::ShardState>> {
+pub(crate) fn decode_state(bytes: Option<&[u8]>) -> Result<Option<record::ShardState>> {
     let Some(bytes) = bytes else { return Ok(None) };
     let state = record::ShardState::decode(bytes).map_err(|error| Error::row("shard state", error))?;
     if state.version > FORMAT_VERSION {

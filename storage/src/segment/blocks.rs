@@ -24,7 +24,7 @@ use parquet::{
 use crate::{Error, Result};
 
 /// Bytes that one CRC covers.
-pub(super) const BLOCK_BYTES: usize = 64 << 10;
+pub(crate) const BLOCK_BYTES: usize = 64 << 10;
 
 /// Returns the CRCs of a file's blocks.
 pub(super) fn block_crcs(path: &Path, file: &File) -> Result<(u64, Vec<u32>)> {
@@ -76,7 +76,7 @@ impl Blocks {
     }
 
     /// Returns bytes of the file, each block of them compared with its CRC at least once.
-    fn checked(&self, start: u64, length: usize) -> Result<Bytes> {
+    pub(super) fn checked(&self, start: u64, length: usize) -> Result<Bytes> {
         let inner = &self.0;
         let outside = || Error::CorruptFile {
             what: "segment",

@@ -105,6 +105,15 @@ impl OpenFiles {
     }
 }
 
-pub(super) fn failed(action: &'static str, path: &Path, source: io::Error) -> Error {
+/// Makes the name of a segment's file durable, and that of its folder.
+pub(crate) fn sync_folders(path: &Path) -> Result<()> {
+    for folder in path.ancestors().skip(1).take(2) {
+        let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| failed("sync", folder, source))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn failed(action: &'static str, path: &Path, source: io::Error) -> Error {
     Error::File { action, path: path.to_owned(), source }
 }

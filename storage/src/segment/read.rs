@@ -51,6 +51,11 @@ impl SegmentFile {
         Ok(Self { blocks, metadata, record_seqs: (record.first_seq, record.last_seq) })
     }
 
+    /// Returns bytes of the file, checked.
+    pub(crate) fn bytes(&self, offset: u64, length: usize) -> Result<bytes::Bytes> {
+        self.blocks.checked(offset, length)
+    }
+
     /// Returns false when the bloom filters show that none of the players is in the file.
     fn may_hold(&self, players: &[String]) -> Result<bool> {
         let Some(column) = self.metadata.schema().index_of(names::PLAYER_ID).ok() else { return Ok(true) };

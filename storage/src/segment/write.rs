@@ -24,7 +24,12 @@ use parquet::{
     schema::types::ColumnPath,
 };
 
-use super::{FORMAT_VERSION, PropertyTag, blocks::block_crcs, files::failed, names};
+use super::{
+    FORMAT_VERSION, PropertyTag,
+    blocks::block_crcs,
+    files::{failed, sync_folders},
+    names,
+};
 use crate::{
     Error, Result,
     key::EventRow,
@@ -205,10 +210,7 @@ impl SegmentWriter {
         writer.write(&batch)?;
         writer.into_inner()?.into_inner().map_err(|error| failed("write", path, error.into_error()))?;
         file.sync_all().map_err(|source| failed("sync", path, source))?;
-        for folder in [folder, folder.parent().unwrap_or(folder)] {
-            let synced = File::open(folder).and_then(|folder| folder.sync_all());
-            synced.map_err(|source| failed("sync", folder, source))?;
-        }
+        sync_folders(path)?;
         let (file_bytes, block_crcs) = block_crcs(path, &file)?;
         Ok(record::Segment { version: FORMAT_VERSION, id: id.0, file_bytes, block_crcs, ..self.record })
     }
