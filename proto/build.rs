@@ -4,8 +4,16 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 7] =
-    ["value.proto", "rollup.proto", "command.proto", "record.proto", "data.proto", "admin.proto", "meta.proto"];
+const FILES: [&str; 8] = [
+    "value.proto",
+    "rollup.proto",
+    "command.proto",
+    "record.proto",
+    "data.proto",
+    "admin.proto",
+    "meta.proto",
+    "peer.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

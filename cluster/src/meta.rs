@@ -153,6 +153,7 @@ impl MetaState {
             Some(Body::DropGame(drop)) => self.drop_game(&drop.name),
             Some(Body::CreateRollup(create)) => self.create_rollup(create),
             Some(Body::DropRollup(drop)) => self.drop_rollup(&drop),
+            Some(Body::UpdateNode(update)) => self.update_node(update.node.unwrap_or_default()),
         };
         self.version += u64::from(!changes.is_empty());
         Ok((outcome, changes))
@@ -253,6 +254,19 @@ fn rollup_outcome(record: RollupRecord) -> MetaOutcome {
     MetaOutcome { result: Some(meta_outcome::Result::Rollup(record)) }
 }
 
+impl MetaState {
+    /// Takes where a node of the cluster is; any other is refused: membership is not changed by telling an address.
+    fn update_node(&mut self, node: NodeRecord) -> (MetaOutcome, Vec<RecordChange>) {
+        let Some(known) = self.nodes.get_mut(&NodeId(node.id)) else {
+            return refused(Reason::NodeUnknown, 0, node.id);
+        };
+        let changed = *known != node;
+        known.clone_from(&node);
+        let changes = if changed { Self::formed([node.clone()]) } else { Vec::new() };
+        (MetaOutcome { result: Some(meta_outcome::Result::Node(node)) }, changes)
+    }
+}
+
 fn refused(reason: Reason, limit: u64, found: u64) -> (MetaOutcome, Vec<RecordChange>) {
     let rejection = Rejection { reason: reason.into(), limit, found };
     (MetaOutcome { result: Some(meta_outcome::Result::Rejected(rejection)) }, Vec::new())
@@ -262,7 +276,10 @@ fn refused(reason: Reason, limit: u64, found: u64) -> (MetaOutcome, Vec<RecordCh
 mod tests {
     use std::collections::HashMap;
 
-    use galoo_proto::{meta::DropGame, shard_map::ShardRanges};
+    use galoo_proto::{
+        meta::{DropGame, UpdateNode},
+        shard_map::ShardRanges,
+    };
     use proptest::prelude::*;
 
     use super::*;
@@ -382,6 +399,23 @@ mod tests {
         assert!(state.was_rollup_dropped(RollupId(1)) && !state.was_rollup_dropped(RollupId(2)));
         apply(&mut state, Body::DropGame(galoo_proto::meta::DropGame { name: "sc2".into() }));
         assert_eq!(id(&state), None);
+    }
+
+    #[test]
+    fn a_node_moves_and_a_stranger_does_not_join() {
+        let mut state =
+            load(&MetaState::formed((1..=2).map(node)).into_iter().filter_map(|(k, v)| Some((k, v?))).collect());
+        let update = |node| {
+            let body = Body::UpdateNode(UpdateNode { node: Some(node) });
+            MetaCommand { version: 1, hlc: 0, body: Some(body) }.encode_to_vec()
+        };
+        let moved = NodeRecord { grpc_addr: "elsewhere".into(), ..node(2) };
+        let (_, changes) = state.apply(&update(moved.clone())).expect("applies");
+        assert_eq!(changes, MetaState::formed([moved.clone()]));
+        assert_eq!(state.nodes().collect::<Vec<_>>(), [&node(1), &moved]);
+        assert!(state.apply(&update(moved)).expect("applies").1.is_empty(), "nothing changes twice");
+        let (outcome, changes) = state.apply(&update(node(3))).expect("applies");
+        assert_eq!((reason(&outcome), changes), (Some(Reason::NodeUnknown), vec![]));
     }
 
     #[test]

@@ -53,6 +53,11 @@ mod galoo {
             tonic::include_proto!("galoo.meta.v1");
         }
     }
+    pub mod peer {
+        pub mod v1 {
+            tonic::include_proto!("galoo.peer.v1");
+        }
+    }
 }
 
 /// Operators to nodes (`admin.proto`).
@@ -63,6 +68,8 @@ pub use galoo::command::v1 as command;
 pub use galoo::data::v1 as data;
 /// What enters the meta group's replicated log (`meta.proto`).
 pub use galoo::meta::v1 as meta;
+/// Nodes to nodes (`peer.proto`).
+pub use galoo::peer::v1 as peer;
 /// What a shard keeps about itself in RocksDB (`record.proto`).
 pub use galoo::record::v1 as record;
 /// What a rollup is (`rollup.proto`).
