@@ -20,6 +20,7 @@ pub mod log_store;
 pub mod raft_loop;
 mod replica;
 mod snapshot;
+pub mod wire;
 
 use std::fmt;
 

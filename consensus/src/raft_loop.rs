@@ -174,6 +174,13 @@ impl RaftLoop {
         }
     }
 
+    /// Tells that a message of a group did not reach a node: its leader sends the same entries again once that answers.
+    pub fn report_unreachable(&mut self, group: GroupId, node: u64) {
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.report_unreachable(node);
+        }
+    }
+
     /// Tells that a group's state machine has applied up to `index`.
     pub fn applied(&mut self, group: GroupId, index: u64) {
         if let Some(replica) = self.replicas.get_mut(&group) {

@@ -220,6 +220,10 @@ impl Replica {
         self.node.transfer_leader(to);
     }
 
+    pub(crate) fn report_unreachable(&mut self, node: u64) {
+        self.node.report_unreachable(node);
+    }
+
     pub(crate) fn applied(&mut self, index: u64) {
         self.applied = self.applied.max(index);
         self.node.advance_apply_to(self.applied);
