@@ -9,6 +9,7 @@
 //! | 4 | no node answered, or the outcome is unknown: the same command may be tried again |
 
 mod bench;
+mod cluster;
 mod data;
 mod games;
 mod load;
@@ -42,6 +43,9 @@ enum Command {
     /// Run a node
     #[command(after_help = "Example: galoo server --data-dir /var/lib/galoo")]
     Server(serve::ServerArgs),
+    /// Make a cluster
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// Make, list and drop games
     #[command(subcommand)]
     Game(games::GameCommand),
@@ -80,7 +84,7 @@ enum Command {
 /// What every command that talks to a node takes.
 #[derive(Args, Clone)]
 struct Connection {
-    /// The gRPC address of any node
+    /// The gRPC address of any node, or of several separated by commas: the first that answers is asked
     #[arg(long, default_value = "127.0.0.1:7400", env = "GALOO_ADDR")]
     addr: String,
     /// Print JSON
@@ -168,6 +172,7 @@ pub fn run() -> ExitCode {
 async fn client_command(command: Command) -> Result<(), Failure> {
     match command {
         Command::Server(_) => Ok(()),
+        Command::Cluster(command) => cluster::run(command).await,
         Command::Game(command) => games::run(command).await,
         Command::Import(args) => load::run(args).await,
         Command::Append(args) => data::append(args).await,

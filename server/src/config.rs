@@ -21,6 +21,8 @@ pub struct Config {
     pub http: SocketAddr,
     /// The node's failure zone.
     pub zone: String,
+    /// Addresses of the nodes to form a cluster with, this one among them; empty for a cluster of one.
+    pub join: Vec<String>,
     /// Threads that apply commands.
     pub apply_threads: usize,
     /// Bytes of memory for what the engine holds before it is flushed.
@@ -50,6 +52,7 @@ pub struct File {
     pg: Option<SocketAddr>,
     http: Option<SocketAddr>,
     zone: Option<String>,
+    join: Option<Vec<String>>,
     storage: StorageFile,
     query: QueryFile,
 }
@@ -87,6 +90,8 @@ pub struct Given {
     pub http: Option<SocketAddr>,
     /// `--zone`.
     pub zone: Option<String>,
+    /// `--join`.
+    pub join: Option<Vec<String>>,
     /// `--insecure`: binds beyond loopback are allowed.
     pub insecure: bool,
 }
@@ -125,6 +130,14 @@ pub enum ConfigError {
         /// The most.
         max: u64,
     },
+    /// The addresses to form a cluster of do not make one.
+    #[error("--join names {value:?}: {reason}")]
+    Join {
+        /// What was given.
+        value: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// An address would be open to others.
     #[error("{field} is {addr}: without authentication only loopback is served; give --insecure to open it to anybody")]
     NotLoopback {
@@ -152,6 +165,26 @@ fn within(field: &'static str, value: Option<u64>, default: u64, min: u64, max: 
     }
 }
 
+/// A cluster is formed of at most so many nodes: each is a voter of the meta group.
+const JOIN_MAX: usize = 9;
+
+fn join(addrs: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    let wrong = |value: &str, reason| Err(ConfigError::Join { value: value.to_owned(), reason });
+    for (place, addr) in addrs.iter().enumerate() {
+        let port = addr.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse().ok());
+        match port {
+            None => return wrong(addr, "it must be HOST:PORT"),
+            Some(0u16) => return wrong(addr, "the port must be the one that the node serves"),
+            Some(_) if addrs[..place].contains(addr) => return wrong(addr, "it is given twice"),
+            Some(_) => {}
+        }
+    }
+    if addrs.len() > JOIN_MAX {
+        return wrong(&addrs.join(","), "a cluster is formed of at most 9 nodes");
+    }
+    Ok(addrs)
+}
+
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
@@ -172,6 +205,7 @@ impl Config {
             pg: given.pg.or(file.pg).unwrap_or(loopback(5433)),
             http: given.http.or(file.http).unwrap_or(loopback(7480)),
             zone: given.zone.or(file.zone.clone()).unwrap_or_default(),
+            join: join(given.join.or(file.join.clone()).unwrap_or_default())?,
             apply_threads: usize_of(within("storage.apply_threads", storage.apply_threads, 2, 1, 64)?),
             memtable_bytes: usize_of(memtable),
             block_cache_bytes: usize_of(cache),
@@ -237,6 +271,21 @@ mod tests {
         let config = Config::new(file, flags).expect("valid");
         assert_eq!((config.grpc.port(), config.pg.port(), config.http.port()), (1, 9, 7480));
         assert_eq!(config.compaction.seal_bytes, 2048);
+    }
+
+    #[test]
+    fn addresses_to_join_are_checked() {
+        let with = |addrs: &[&str]| {
+            let join = Some(addrs.iter().map(|addr| (*addr).to_owned()).collect());
+            Config::new(File::default(), Given { join, ..given() }).map(|config| config.join)
+        };
+        assert_eq!(with(&["127.0.0.1:1", "node2:7400"]).expect("valid").len(), 2);
+        for wrong in [&["127.0.0.1"][..], &["127.0.0.1:0"], &[":1"], &["a:1", "a:1"], &["a:70000"]] {
+            let error = with(wrong).expect_err("refused").to_string();
+            assert!(error.contains("--join names"), "{error}");
+        }
+        let many: Vec<_> = (1..=10).map(|port| format!("a:{port}")).collect();
+        assert!(with(&many.iter().map(String::as_str).collect::<Vec<_>>()).is_err());
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! LOCK          held while a node runs
-//! node.json     {"format":1,"cluster_id":"…","node_id":1}: written once, when the node becomes part of a cluster
+//! node.json     {"format":1,"cluster_id":"…","node_id":1,"addrs":["…",…]}: written once, when the node becomes part of a
+//!               cluster; `addrs` are those that the cluster was formed of, by node id (absent for a cluster of one)
 //! log/          the shared Raft log
 //! data/         RocksDB
 //! segments/     Parquet files
@@ -27,12 +28,15 @@ pub struct Identity {
     /// The cluster, 32 hex digits.
     pub cluster_id: String,
     node_id: u64,
+    /// The addresses that the cluster was formed of, by node id; empty for a cluster of one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addrs: Vec<String>,
 }
 
 impl Identity {
-    /// The identity of a node in a cluster.
-    pub fn new(cluster_id: String, node: NodeId) -> Self {
-        Self { format: FORMAT, cluster_id, node_id: node.0 }
+    /// The identity of a node in a cluster that was formed of `addrs`.
+    pub fn new(cluster_id: String, node: NodeId, addrs: Vec<String>) -> Self {
+        Self { format: FORMAT, cluster_id, node_id: node.0, addrs }
     }
 
     /// The node.
@@ -150,7 +154,7 @@ mod tests {
         let open = DataFolder::open(folder.path()).expect("opens");
         assert!(matches!(DataFolder::open(folder.path()), Err(DataFolderError::InUse(_))));
         assert_eq!(open.identity().expect("reads"), None);
-        let identity = Identity::new("ab".repeat(16), NodeId(3));
+        let identity = Identity::new("ab".repeat(16), NodeId(3), vec!["a:1".into(), "a:2".into(), "a:3".into()]);
         open.set_identity(&identity).expect("writes");
         drop(open);
         let open = DataFolder::open(folder.path()).expect("opens again");

@@ -3,13 +3,18 @@
 //! One thread turns the loop: it takes what waits, ticks by the clock (never twice in a row to catch up), writes all
 //! groups' changes with one sync and hands on what is committed. Apply threads own the state machines, each group on one
 //! of them, answer proposals, and serve what must run between two commands ([`Driver::with_machine`]). What waits is
-//! bounded by bytes before it comes here (see [`crate::node`]).
+//! bounded by bytes before it comes here (see [`crate::node`] and [`crate::transport`]).
+//!
+//! Messages that need no disk are handed to the transport before the local write begins, the others when it has
+//! returned: a leader's entries are on their way to a majority while it writes its own.
+
+mod apply;
 
 use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -20,11 +25,16 @@ use galoo_consensus::{
     Committed, GroupId, StateMachine, Ticket,
     log_store::{GroupRecord, LogStore, shared::SharedLog},
     raft_loop::{RaftLoop, Refused, Role, Timing},
+    wire,
 };
-use tokio::sync::{oneshot, watch};
-use tracing::{error, info};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tracing::{error, info, warn};
 
-use crate::machine::{Answer, Machine};
+use self::apply::{ApplyInput, ApplyWorker};
+use crate::{
+    machine::{Answer, Machine},
+    transport::Transport,
+};
 
 /// A tick of Raft's clock.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -32,6 +42,11 @@ pub const TICK: Duration = Duration::from_millis(100);
 const TURN_INPUTS_MAX: usize = 1_024;
 /// Entries that a cut of the log must drop to be worth a write.
 const CUT_ENTRIES_MIN: u64 = 1_024;
+/// Bytes of commands that are committed and not applied; while there are more, messages that bring entries are dropped,
+/// as if the network had lost them: their leader sends them again later.
+const BACKLOG_BYTES_MAX: usize = 128 << 20;
+/// Ticks between two looks for callers that wait no more.
+const SWEEP_TICKS: u32 = 50;
 
 /// Why a proposal or a read was not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,7 +96,13 @@ enum Input {
     },
     Read {
         group: GroupId,
-        reply: Reply<()>,
+        reply: Reply<u64>,
+    },
+    /// A message of another node; the permit is its share of what may wait here.
+    Step {
+        group: GroupId,
+        message: Box<wire::Message>,
+        _permit: OwnedSemaphorePermit,
     },
     Applied {
         group: GroupId,
@@ -90,31 +111,6 @@ enum Input {
     Cut {
         group: GroupId,
         persisted: u64,
-    },
-    Stop,
-}
-
-enum ApplyInput {
-    Open {
-        group: GroupId,
-        machine: Box<Machine>,
-    },
-    Destroy {
-        group: GroupId,
-    },
-    Entries {
-        group: GroupId,
-        entries: Vec<(Committed, Option<Reply<Answer>>)>,
-    },
-    /// Answer once the group has applied `index`.
-    Await {
-        group: GroupId,
-        index: u64,
-        reply: Reply<()>,
-    },
-    Job {
-        group: GroupId,
-        job: Job,
     },
     Stop,
 }
@@ -135,15 +131,17 @@ impl Driver {
         log: Arc<SharedLog>,
         timing: Timing,
         apply_threads: usize,
+        transport: Arc<Transport>,
     ) -> galoo_consensus::Result<Self> {
         let raft = RaftLoop::new(node, log.clone(), timing)?;
         let (inputs, received) = crossbeam_channel::unbounded();
         let (roles_sender, roles) = watch::channel(Arc::default());
         let mut threads = Vec::new();
         let mut apply = Vec::new();
+        let backlog = Arc::new(AtomicUsize::new(0));
         for place in 0..apply_threads.max(1) {
             let (sender, received) = crossbeam_channel::unbounded();
-            let worker = ApplyWorker { machines: HashMap::new(), waiting: HashMap::new(), inputs: inputs.clone() };
+            let worker = ApplyWorker::new(inputs.clone(), backlog.clone());
             threads.push(spawn(format!("apply-{place}"), move || worker.run(&received))?);
             apply.push(sender);
         }
@@ -151,6 +149,8 @@ impl Driver {
         let raft_thread = RaftThread {
             raft,
             log,
+            transport,
+            backlog,
             apply: apply.clone(),
             roles: roles_sender,
             proposals: HashMap::new(),
@@ -184,11 +184,23 @@ impl Driver {
         async { answer.await.unwrap_or(Err(DriveError::OutcomeUnknown)) }
     }
 
-    /// Returns once everything that was acknowledged before the call is applied here.
-    pub async fn read(&self, group: GroupId) -> Result<(), DriveError> {
+    /// Returns the index that a linearizable read on any replica must see.
+    pub async fn read_index(&self, group: GroupId) -> Result<u64, DriveError> {
         let (reply, answer) = oneshot::channel();
         self.send(Input::Read { group, reply });
         answer.await.unwrap_or(Err(DriveError::NotReady("it stopped")))
+    }
+
+    /// Returns once the group has applied `index` here.
+    pub async fn applied(&self, group: GroupId, index: u64) -> Result<(), DriveError> {
+        let (reply, answer) = oneshot::channel();
+        let _ = apply_thread(&self.apply, group).send(ApplyInput::Await { group, index, reply });
+        answer.await.unwrap_or(Err(DriveError::NotReady("it is not on this node")))
+    }
+
+    /// Takes a message of another node; `permit` is its share of what may wait.
+    pub fn step(&self, group: GroupId, message: wire::Message, permit: OwnedSemaphorePermit) {
+        self.send(Input::Step { group, message: Box::new(message), _permit: permit });
     }
 
     /// Lets the group's log go below what survives a crash.
@@ -251,16 +263,20 @@ fn apply_thread(apply: &[Sender<ApplyInput>], group: GroupId) -> &Sender<ApplyIn
 struct RaftThread {
     raft: RaftLoop,
     log: Arc<SharedLog>,
+    transport: Arc<Transport>,
+    /// Bytes of commands that were handed to apply threads and are not applied yet.
+    backlog: Arc<AtomicUsize>,
     apply: Arc<[Sender<ApplyInput>]>,
     roles: watch::Sender<Arc<HashMap<GroupId, Role>>>,
     proposals: HashMap<Ticket, Reply<Answer>>,
-    reads: HashMap<Ticket, Reply<()>>,
+    reads: HashMap<Ticket, Reply<u64>>,
     tickets: AtomicU64,
 }
 
 impl RaftThread {
     fn run(mut self, inputs: &Receiver<Input>) {
         let mut next_tick = Instant::now() + TICK;
+        let mut ticks = 0;
         loop {
             match inputs.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => break,
@@ -277,6 +293,11 @@ impl RaftThread {
             }
             if Instant::now() >= next_tick {
                 self.raft.tick();
+                ticks += 1;
+                if ticks % SWEEP_TICKS == 0 {
+                    self.proposals.retain(|_, reply| !reply.is_closed());
+                    self.reads.retain(|_, reply| !reply.is_closed());
+                }
                 next_tick = Instant::now() + TICK;
             }
             if let Err(failure) = self.turns() {
@@ -329,6 +350,14 @@ impl RaftThread {
                     }
                 }
             }
+            Input::Step { group, message, _permit } => {
+                let brings = wire::entry_bytes(&message);
+                if brings > 0 && self.backlog.load(Ordering::Relaxed) > BACKLOG_BYTES_MAX {
+                    metrics::counter!("galoo_raft_messages_dropped_total", "to" => "self").increment(1);
+                } else if let Err(failure) = self.raft.step(group, *message) {
+                    warn!(%group, %failure, "a message of another node is refused");
+                }
+            }
             Input::Applied { group, index } => self.raft.applied(group, index),
             Input::Cut { group, persisted } => {
                 if let Err(failure) = self.raft.cut(group, persisted, CUT_ENTRIES_MIN) {
@@ -339,6 +368,15 @@ impl RaftThread {
         }
     }
 
+    /// Hands messages to the transport; what it drops is told to Raft, which sends it again.
+    fn send(&mut self, messages: Vec<(GroupId, wire::Message)>) {
+        for (group, message) in messages {
+            if !self.transport.send(group, &message) {
+                self.raft.report_unreachable(group, message.to);
+            }
+        }
+    }
+
     /// Turns the loop until no group has work.
     fn turns(&mut self) -> galoo_consensus::Result<()> {
         loop {
@@ -346,6 +384,7 @@ impl RaftThread {
             if turn.writes.is_empty() {
                 return Ok(());
             }
+            self.send(turn.messages);
             let changed = turn.writes.iter().any(|(_, write)| {
                 write.record.is_some() || write.hard_state.is_some() || !write.entries.is_empty() || write.cut.is_some()
             });
@@ -355,17 +394,20 @@ impl RaftThread {
                 metrics::histogram!("galoo_log_write_seconds").record(started.elapsed().as_secs_f64());
             }
             let effects = self.raft.written();
+            self.send(effects.messages);
             for (group, entries) in effects.committed {
                 let with_replies = entries.into_iter().map(|entry| {
                     let reply = entry.ticket.and_then(|ticket| self.proposals.remove(&ticket));
                     (entry, reply)
                 });
-                let entries = with_replies.collect();
+                let entries: Vec<(Committed, _)> = with_replies.collect();
+                let bytes = entries.iter().map(|(entry, _)| entry.data.len()).sum();
+                self.backlog.fetch_add(bytes, Ordering::Relaxed);
                 self.hand_on(group, ApplyInput::Entries { group, entries });
             }
-            for (group, ticket, index) in effects.reads {
+            for (_, ticket, index) in effects.reads {
                 if let Some(reply) = self.reads.remove(&ticket) {
-                    self.hand_on(group, ApplyInput::Await { group, index, reply });
+                    let _ = reply.send(Ok(index));
                 }
             }
             for ticket in effects.lost {
@@ -388,68 +430,5 @@ impl RaftThread {
 
     fn hand_on(&self, group: GroupId, input: ApplyInput) {
         let _ = apply_thread(&self.apply, group).send(input);
-    }
-}
-
-struct ApplyWorker {
-    machines: HashMap<GroupId, Machine>,
-    /// Reads that wait for an index.
-    waiting: HashMap<GroupId, Vec<(u64, Reply<()>)>>,
-    inputs: Sender<Input>,
-}
-
-impl ApplyWorker {
-    fn run(mut self, received: &Receiver<ApplyInput>) {
-        for input in received {
-            match input {
-                ApplyInput::Stop => return,
-                ApplyInput::Open { group, machine } => {
-                    self.machines.insert(group, *machine);
-                }
-                ApplyInput::Destroy { group } => {
-                    self.machines.remove(&group);
-                    self.waiting.remove(&group);
-                }
-                ApplyInput::Entries { group, entries } => self.apply(group, entries),
-                ApplyInput::Await { group, index, reply } => match self.machines.get(&group) {
-                    Some(machine) if machine.applied() >= index => {
-                        let _ = reply.send(Ok(()));
-                    }
-                    Some(_) => self.waiting.entry(group).or_default().push((index, reply)),
-                    None => {}
-                },
-                ApplyInput::Job { group, job } => {
-                    if let Some(machine) = self.machines.get_mut(&group) {
-                        job(machine);
-                    }
-                }
-            }
-        }
-    }
-
-    fn apply(&mut self, group: GroupId, entries: Vec<(Committed, Option<Reply<Answer>>)>) {
-        let Some(machine) = self.machines.get_mut(&group) else { return };
-        for (entry, reply) in entries {
-            match machine.apply(entry.index, &entry.data) {
-                Ok(answer) => {
-                    if let Some(reply) = reply {
-                        let _ = reply.send(Ok(answer));
-                    }
-                }
-                Err(failure) => {
-                    error!(%group, index = entry.index, %failure, "a command cannot be applied; the group stops on this node");
-                    self.machines.remove(&group);
-                    self.waiting.remove(&group);
-                    return;
-                }
-            }
-        }
-        let index = machine.applied();
-        let _ = self.inputs.send(Input::Applied { group, index });
-        if let Some(waiting) = self.waiting.get_mut(&group) {
-            for (_, reply) in waiting.extract_if(.., |(wanted, _)| *wanted <= index) {
-                let _ = reply.send(Ok(()));
-            }
-        }
     }
 }

@@ -99,9 +99,10 @@ impl fmt::Debug for MetaMachine {
 }
 
 impl MetaMachine {
-    /// Writes the first records of a cluster that is being formed, durably.
+    /// Writes the first records of a cluster that is being formed, durably, in place of those of an earlier attempt.
     pub fn form(engine: &dyn Engine, records: Vec<RecordChange>) -> Result<(), MachineError> {
         let mut batch = WriteBatch::default();
+        batch.delete_range(Family::Meta, key(RECORD, &[])..key(RECORD + 1, &[]));
         put_records(&mut batch, records);
         engine.write(batch)?;
         Ok(engine.flush()?)

@@ -4,12 +4,14 @@ mod cli;
 mod compactor;
 mod config;
 mod data_folder;
+mod door;
 mod driver;
 mod machine;
 mod node;
 mod protocols;
 mod sql;
 mod telemetry;
+mod transport;
 
 use std::process::ExitCode;
 

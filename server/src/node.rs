@@ -2,11 +2,15 @@
 //!
 //! Started in order (folder, engine, log, meta group, shards), stopped in the opposite one. What waits to be committed
 //! is bounded here, in bytes, before it is proposed: beyond it a caller waits a little and is then refused (P8).
+//! Whatever a node is asked for, it finds the leader by itself ([`forward`]).
 
 mod append;
+mod forward;
 mod games;
+mod place;
 mod reads;
 mod rollups;
+mod status;
 
 use std::{
     collections::HashMap,
@@ -14,10 +18,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
 use galoo_cluster::{
     META_GROUP,
-    meta::{self, MetaState},
+    meta::MetaState,
     router::{Game, Router},
 };
 use galoo_consensus::{
@@ -27,26 +30,21 @@ use galoo_consensus::{
 };
 use galoo_proto::{
     GameId, Hlc, Keyspace, NodeId, ShardId, TokenRange,
-    command::{Command, Outcome, command::Body, outcome},
-    meta::{MetaCommand, MetaOutcome, NodeRecord},
+    command::{Outcome, outcome},
     validate::Invalid,
 };
-use galoo_storage::{
-    compaction,
-    engine::{Engine, rocks::RocksEngine},
-    segment::SegmentFiles,
-    shard::{self, Shard},
-};
-use prost::Message;
+use galoo_storage::{compaction, engine::Engine, segment::SegmentFiles, shard::Shard};
 use tokio::sync::{Semaphore, watch};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 pub use self::append::PartResult;
 use crate::{
     config::Config,
-    data_folder::{DataFolder, Identity},
+    data_folder::Identity,
+    door::Door,
     driver::{DriveError, Driver},
-    machine::{Answer, META_KEYSPACE, Machine, MetaMachine},
+    machine::{META_KEYSPACE, Machine, MetaMachine},
+    transport::Transport,
 };
 
 /// A proposal or read that is not answered after this is given up.
@@ -55,6 +53,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const RETRY_DELAY: Duration = Duration::from_millis(20);
 /// Bytes of commands that wait to be committed and applied on this node.
 const WAITING_BYTES_MAX: usize = 64 << 20;
+/// A node that starts waits so long for a majority of the meta group before it serves what it can.
+const START_WAIT: Duration = Duration::from_secs(10);
 /// How long a caller waits for its share of these bytes before it is refused.
 const ADMISSION_WAIT: Duration = Duration::from_secs(2);
 
@@ -99,12 +99,29 @@ pub enum NodeError {
         /// The shard.
         shard: ShardId,
     },
+    /// A read needs shards that are on other nodes.
+    #[error("{shard} has no replica on {here}; {ask}")]
+    NotHere {
+        /// One of the shards.
+        shard: ShardId,
+        /// This node.
+        here: NodeId,
+        /// Who can be asked instead, in words.
+        ask: String,
+    },
     /// A read met a failure of the store.
     #[error(transparent)]
     Storage(#[from] galoo_storage::Error),
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopping,
+}
+
+impl NodeError {
+    /// Whether it passes by itself: nothing was done, and nothing is wrong.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
 }
 
 /// A running node.
@@ -114,14 +131,16 @@ pub struct Node {
     engine: Arc<dyn Engine>,
     log: Arc<SharedLog>,
     files: Arc<SegmentFiles>,
+    transport: Arc<Transport>,
     driver: Driver,
     meta: watch::Receiver<Arc<MetaState>>,
     router: watch::Sender<Arc<Router>>,
     /// Keyspaces of the shards that are open here.
     open: Mutex<HashMap<ShardId, Keyspace>>,
+    /// Who led groups that are not here when they were last asked.
+    leaders: Mutex<HashMap<GroupId, NodeId>>,
     clock: Mutex<Hlc>,
     waiting: Arc<Semaphore>,
-    _folder: DataFolder,
 }
 
 /// Unix milliseconds of the wall clock; 0 for a clock before 1970.
@@ -130,34 +149,24 @@ pub fn unix_ms() -> u64 {
 }
 
 impl Node {
-    /// Opens the data folder and starts what it holds. A folder that is nobody's yet becomes a cluster of one node.
-    pub async fn start(config: Config) -> anyhow::Result<Arc<Self>> {
-        let folder = DataFolder::open(&config.data_dir)?;
-        let known = folder.identity()?;
-        let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&folder.join("data"), &config.engine_options())?);
-        let log = Arc::new(SharedLog::open(&folder.join("log"))?);
-        let files = Arc::new(SegmentFiles::new(&folder.join("segments"))?);
-        let identity = match known {
-            Some(identity) => identity,
-            None => {
-                let identity = Identity::new(format!("{:032x}", rand::random::<u128>()), NodeId(1));
-                let record = NodeRecord { id: 1, grpc_addr: config.grpc.to_string(), zone: config.zone.clone() };
-                MetaMachine::form(engine.as_ref(), MetaState::formed([record]))?;
-                folder.set_identity(&identity)?;
-                info!(cluster = identity.cluster_id, "formed a cluster of one node");
-                identity
-            }
-        };
+    /// Starts what the data folder holds, as a node of the cluster that it belongs to, and enters the door.
+    pub async fn start(door: &Door, identity: Identity) -> anyhow::Result<Arc<Self>> {
+        let (config, engine) = (door.config().clone(), door.engine().clone());
+        let log = Arc::new(SharedLog::open(&door.folder().join("log"))?);
+        let files = Arc::new(SegmentFiles::new(&door.folder().join("segments"))?);
         let records = log.groups()?;
         let places = records.iter().filter(|(_, record)| !record.destroyed).map(|(_, record)| Keyspace(record.place));
         let orphans = files.remove_unknown(&compaction::known_segments(engine.as_ref(), places)?)?;
         if orphans > 0 {
             info!(orphans, "removed segment files that no record names");
         }
-        let seed = rand::random();
-        let timing = Timing { seed, ..Timing::default() };
-        let driver = Driver::start(identity.node().0, log.clone(), timing, config.apply_threads)?;
         let (machine, meta) = MetaMachine::open(engine.clone())?;
+        let me = identity.node();
+        let addr = place::own_addr(&meta.borrow(), me, config.grpc).await;
+        let transport = Arc::new(Transport::new(identity.cluster_id.clone(), me, addr));
+        transport.set_nodes(place::addrs(&meta.borrow()));
+        let timing = Timing { seed: rand::random(), ..Timing::default() };
+        let driver = Driver::start(me.0, log.clone(), timing, config.apply_threads, transport.clone())?;
         let voters = meta.borrow().nodes().map(|node| node.id).collect();
         let record = GroupRecord { place: META_KEYSPACE.0, voters, ..Default::default() };
         driver.open(GroupId(META_GROUP), record, Machine::Meta(machine)).await?;
@@ -168,24 +177,33 @@ impl Node {
             engine,
             log,
             files,
+            transport,
             driver,
             meta,
             router,
             open: Mutex::default(),
+            leaders: Mutex::default(),
             clock: Mutex::default(),
             waiting: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
-            _folder: folder,
         });
-        // What the meta group has committed may not be applied yet: games must be there when the node says that it is ready.
-        node.barrier(ShardId(META_GROUP)).await?;
+        node.reconcile().await?;
+        door.enter(node.clone());
+        // What the meta group has committed may not be applied yet: games should be there when the node says that it
+        // is ready. Without a majority the node is there all the same, so that nodes can be started one by one.
+        match tokio::time::timeout(START_WAIT, node.barrier(ShardId(META_GROUP))).await {
+            Ok(done) => done?,
+            Err(_) => warn!("no majority of the meta group answered within {START_WAIT:?}: serving what can be served"),
+        }
         node.reconcile().await?;
         tokio::spawn(node.clone().follow_meta());
+        tokio::spawn(node.clone().announce());
         Ok(node)
     }
 
     /// Ends all threads. What was acknowledged is in the log; a flush makes the next start quick.
     pub fn stop(&self) {
         self.driver.stop();
+        self.transport.stop();
         if let Err(failure) = self.engine.flush() {
             error!(%failure, "the engine could not be flushed; the next start reads more of the log");
         }
@@ -206,90 +224,27 @@ impl Node {
         self.router.borrow().clone()
     }
 
-    fn game(&self, name: &str) -> Result<Game, NodeError> {
-        self.router.borrow().game(name).cloned().ok_or_else(|| NodeError::UnknownGame(name.to_owned()))
-    }
-
-    fn stamp(&self) -> Hlc {
-        let mut clock = self.clock.lock().expect("nobody panics with the clock in hand");
-        *clock = clock.next(unix_ms());
-        *clock
-    }
-
-    /// Replicates a shard's command and returns its outcome.
-    async fn propose(self: &Arc<Self>, shard: ShardId, body: Body) -> Result<Outcome, NodeError> {
-        self.begin(shard, body).await?.await
-    }
-
-    /// Hands a shard's command over to be replicated; the future that comes back ends with its outcome.
-    ///
-    /// What was surely not done is tried again until the deadline, then perhaps behind later commands.
-    async fn begin(
-        self: &Arc<Self>,
-        shard: ShardId,
-        body: Body,
-    ) -> Result<impl Future<Output = Result<Outcome, NodeError>> + use<>, NodeError> {
-        let command = Command { version: shard::FORMAT_VERSION, hlc: self.stamp().0, body: Some(body) };
-        let answer = self.replicate(GroupId(shard.0), command.encode_to_vec().into()).await?;
-        Ok(async move {
-            match answer.await? {
-                Answer::Shard(outcome) => Ok(outcome),
-                Answer::Meta(_) => Err(NodeError::OutcomeUnknown { shard }),
-            }
-        })
-    }
-
-    async fn propose_meta(
-        self: &Arc<Self>,
-        body: galoo_proto::meta::meta_command::Body,
-    ) -> Result<MetaOutcome, NodeError> {
-        let command = MetaCommand { version: meta::FORMAT_VERSION, hlc: self.stamp().0, body: Some(body) };
-        match self.replicate(GroupId(META_GROUP), command.encode_to_vec().into()).await?.await? {
-            Answer::Meta(outcome) => Ok(outcome),
-            Answer::Shard(_) => Err(NodeError::OutcomeUnknown { shard: ShardId(META_GROUP) }),
+    /// A game that this node routes to; one that it has not heard of yet is asked for.
+    async fn game(&self, name: &str) -> Result<Game, NodeError> {
+        let known = |router: &Router| router.game(name).cloned();
+        if let Some(game) = known(&self.router()) {
+            return Ok(game);
         }
-    }
-
-    async fn replicate(
-        self: &Arc<Self>,
-        group: GroupId,
-        data: Bytes,
-    ) -> Result<impl Future<Output = Result<Answer, NodeError>> + use<>, NodeError> {
-        let bytes = u32::try_from(data.len().min(WAITING_BYTES_MAX)).unwrap_or(u32::MAX);
-        let admitted = tokio::time::timeout(ADMISSION_WAIT, self.waiting.clone().acquire_many_owned(bytes)).await;
-        let admitted = match admitted {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(_closed)) => return Err(NodeError::Stopping),
-            Err(_) => {
-                metrics::counter!("galoo_refused_total", "reason" => "busy").increment(1);
-                return Err(NodeError::Busy { retry_after: ADMISSION_WAIT });
-            }
-        };
-        let first = self.driver.propose(group, data.to_vec());
-        let node = self.clone();
-        Ok(async move {
-            let _admitted = admitted;
-            let shard = ShardId(group.0);
-            let deadline = tokio::time::Instant::now() + DEADLINE;
-            let mut answer = tokio::time::timeout_at(deadline, first).await;
-            loop {
-                match answer {
-                    Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(DriveError::NotReady(_))) if tokio::time::Instant::now() + RETRY_DELAY < deadline => {
-                        tokio::time::sleep(RETRY_DELAY).await;
-                    }
-                    Ok(Err(DriveError::OutcomeUnknown)) | Err(_) => return Err(NodeError::OutcomeUnknown { shard }),
-                    Ok(Err(reason)) => return Err(NodeError::Unavailable { shard, reason }),
-                }
-                answer = tokio::time::timeout_at(deadline, node.driver.propose(group, data.to_vec())).await;
-            }
-        })
+        let unknown = || NodeError::UnknownGame(name.to_owned());
+        self.barrier(ShardId(META_GROUP)).await?;
+        if self.meta.borrow().game(name).is_none() {
+            return Err(unknown());
+        }
+        let mut router = self.router.subscribe();
+        let routed = tokio::time::timeout(DEADLINE, router.wait_for(|router| router.game(name).is_some())).await;
+        routed.ok().and_then(|routed| known(&*routed.ok()?)).ok_or_else(unknown)
     }
 
     /// Opens and destroys groups until they are what the meta group's state says.
     async fn follow_meta(self: Arc<Self>) {
         let mut meta = self.meta.clone();
         while meta.changed().await.is_ok() {
+            self.transport.set_nodes(place::addrs(&meta.borrow_and_update()));
             if let Err(failure) = self.reconcile().await {
                 error!(%failure, "this node's shards are not what the cluster wants of it");
             }
@@ -347,6 +302,11 @@ impl Node {
     /// The engine below all shards.
     pub fn engine(&self) -> &Arc<dyn Engine> {
         &self.engine
+    }
+
+    /// The connections to the other nodes.
+    pub fn transport(&self) -> &Arc<Transport> {
+        &self.transport
     }
 
     /// The shared log.

@@ -34,6 +34,7 @@ fn sql_error(error: &NodeError) -> SqlError {
         NodeError::Busy { .. } => "53200",
         NodeError::Unavailable { .. } | NodeError::Stopping => "57P03",
         NodeError::OutcomeUnknown { .. } => "40003",
+        NodeError::NotHere { .. } => "0A000",
         NodeError::Storage(_) => "XX001",
     };
     SqlError { code, message: error.to_string(), hint: None }

@@ -1,4 +1,7 @@
 //! `galoo server`: starts a node and its fronts, and stops them in order.
+//!
+//! gRPC comes first: a node that was started to `--join` others prints `galoo waiting` and waits on it until a cluster is
+//! made, and a node of a cluster hears its peers on it while it starts. `galoo ready` is printed once clients are served.
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -13,6 +16,7 @@ use crate::{
     compactor,
     config::{Config, ConfigError, File, Given},
     data_folder::DataFolderError,
+    door::{Door, FormError},
     node::Node,
     protocols::{grpc, http},
     sql::NodeSql,
@@ -36,6 +40,10 @@ pub(super) struct ServerArgs {
     /// The node's failure zone
     #[arg(long, env = "GALOO_ZONE")]
     zone: Option<String>,
+    /// Form a cluster of the nodes at these gRPC addresses, this one among them, when `galoo cluster init` says so; a
+    /// node that belongs to a cluster needs it no more
+    #[arg(long, env = "GALOO_JOIN", value_delimiter = ',', value_name = "A1,A2,A3")]
+    join: Option<Vec<String>>,
     /// A configuration file (TOML); flags and environment win over it
     #[arg(long, env = "GALOO_CONFIG")]
     config: Option<PathBuf>,
@@ -56,9 +64,9 @@ pub(super) fn run(args: ServerArgs) -> Result<(), Failure> {
         runtime("galoo").and_then(|one| Ok((one, runtime("sql")?))).map_err(anyhow::Error::from)?;
     let served = gameplay.block_on(serve(config, args.insecure, queries.handle()));
     queries.shutdown_background();
-    served.map_err(|error| match error.downcast_ref::<DataFolderError>() {
-        Some(folder) => Failure::Refused(folder.to_string()),
-        None => Failure::Failed(error),
+    served.map_err(|error| match (error.downcast_ref::<DataFolderError>(), error.downcast_ref::<FormError>()) {
+        (None, None) => Failure::Failed(error),
+        _ => Failure::Refused(error.to_string()),
     })
 }
 
@@ -70,6 +78,7 @@ fn config(args: &ServerArgs) -> Result<Config, ConfigError> {
         pg: args.pg,
         http: args.http,
         zone: args.zone.clone(),
+        join: args.join.clone(),
         insecure: args.insecure,
     };
     Config::new(file, given)
@@ -92,45 +101,76 @@ async fn serve(mut config: Config, insecure: bool, queries: &Handle) -> anyhow::
         warn!("INSECURE: whoever reaches these addresses may read and write everything");
     }
     let metrics = telemetry::start_metrics()?;
-    let node = Node::start(config.clone()).await?;
+    // Before the first line is printed: whoever read it may send a signal at once.
+    let mut interrupt = tokio::signal::unix::signal(SignalKind::interrupt())?;
+    let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
     let (stop, stopped) = watch::channel(false);
     let until_stopped = |mut stopped: watch::Receiver<bool>| async move {
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
-    let options = galoo_query::Options { memory_bytes_max: config.query_memory_bytes, ..Default::default() };
-    let sql = Arc::new(NodeSql::new(node.clone(), galoo_query::Engine::new(options)?));
+    let door = Arc::new(Door::open(config.clone(), stopped.clone())?);
     let mut fronts = tokio::task::JoinSet::new();
-    fronts.spawn(grpc::serve(node.clone(), grpc_listener, until_stopped(stopped.clone())));
-    let pg_stopped = until_stopped(stopped.clone());
-    let limits = galoo_pg::PgLimits::default();
-    fronts.spawn_on(async move { Ok(galoo_pg::serve(pg_listener, sql, pg_stopped, limits).await?) }, queries);
+    fronts.spawn(grpc::serve(door.clone(), grpc_listener, until_stopped(stopped.clone())));
     let http_stopped = until_stopped(stopped.clone());
     fronts.spawn(async move { Ok(http::serve(http_listener, metrics, http_stopped).await?) });
-    let compaction = tokio::spawn(compactor::run(node.clone(), stopped));
-    // Before the ready line: whoever read it may send a signal at once.
-    let mut interrupt = tokio::signal::unix::signal(SignalKind::interrupt())?;
-    let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
-    println!("galoo ready grpc={} pg={} http={}", config.grpc, config.pg, config.http);
-    let mut failed = Ok(());
-    tokio::select! {
-        _ = interrupt.recv() => info!("SIGINT: stopping"),
-        _ = terminate.recv() => info!("SIGTERM: stopping"),
-        ended = fronts.join_next() => {
-            failed = match ended {
-                Some(Ok(Err(error))) => Err(error),
-                _ => Err(anyhow::anyhow!("a front ended by itself")),
-            };
+    let started = async {
+        if door.identity().is_none() {
+            println!("galoo waiting grpc={} pg={} http={}", config.grpc, config.pg, config.http);
         }
+        let identity = door.formed().await;
+        door.check_join().await?;
+        Node::start(&door, identity).await
+    };
+    let signal = async {
+        tokio::select! {
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+        }
+    };
+    tokio::pin!(signal);
+    let mut failed = Ok(());
+    let mut compaction = None;
+    tokio::select! {
+        signal = &mut signal => info!("{signal} before the node ran: stopping"),
+        ended = fronts.join_next() => failed = front_ended(ended),
+        started = started => match started {
+            Err(error) => failed = Err(error),
+            Ok(node) => {
+                let options = galoo_query::Options { memory_bytes_max: config.query_memory_bytes, ..Default::default() };
+                let sql = Arc::new(NodeSql::new(node.clone(), galoo_query::Engine::new(options)?));
+                let pg_stopped = until_stopped(stopped.clone());
+                let limits = galoo_pg::PgLimits::default();
+                fronts.spawn_on(async move { Ok(galoo_pg::serve(pg_listener, sql, pg_stopped, limits).await?) }, queries);
+                compaction = Some(tokio::spawn(compactor::run(node, stopped)));
+                door.serve();
+                println!("galoo ready grpc={} pg={} http={}", config.grpc, config.pg, config.http);
+                tokio::select! {
+                    signal = &mut signal => info!("{signal}: stopping"),
+                    ended = fronts.join_next() => failed = front_ended(ended),
+                }
+            }
+        },
     }
     let _ = stop.send(true);
     let all_ended = async { while fronts.join_next().await.is_some() {} };
     if tokio::time::timeout(STOP_WAIT, all_ended).await.is_err() {
         warn!("calls still run {STOP_WAIT:?} after the stop; they are cut off");
     }
-    let _ = tokio::time::timeout(STOP_WAIT, compaction).await;
-    tokio::task::spawn_blocking(move || node.stop()).await?;
+    if let Some(compaction) = compaction {
+        let _ = tokio::time::timeout(STOP_WAIT, compaction).await;
+    }
+    if let Ok(node) = door.starting_node().cloned() {
+        tokio::task::spawn_blocking(move || node.stop()).await?;
+    }
     info!("stopped");
     failed
+}
+
+fn front_ended(ended: Option<Result<anyhow::Result<()>, tokio::task::JoinError>>) -> anyhow::Result<()> {
+    match ended {
+        Some(Ok(Err(error))) => Err(error),
+        _ => Err(anyhow::anyhow!("a front ended by itself")),
+    }
 }
 
 /// Running calls get so long to end after a stop.

@@ -93,7 +93,7 @@ impl Node {
         self: &Arc<Self>,
         request: data::AppendRequest,
     ) -> Result<impl Future<Output = Vec<PartResult>> + use<>, NodeError> {
-        let game = self.game(&request.game)?;
+        let game = self.game(&request.game).await?;
         let batch = batch_id(request.producer)?;
         let parts = {
             let kinds = check_events(&request.events)?;
@@ -146,7 +146,7 @@ impl Node {
         self: &Arc<Self>,
         request: data::MutateRequest,
     ) -> Result<Result<Mutated, Rejection>, NodeError> {
-        let game = self.game(&request.game)?;
+        let game = self.game(&request.game).await?;
         validate::mutation(&request.player_id, &request.preconditions, &request.mutations)?;
         let batch = batch_id(request.producer)?;
         let (shard, range) = game.shards.find(Token::of(&request.player_id));
@@ -166,7 +166,7 @@ impl Node {
 
     /// Makes a producer known, or tells when it first was.
     pub async fn register_producer(self: &Arc<Self>, game: &str, producer_id: &str) -> Result<Hlc, NodeError> {
-        let game = self.game(game)?;
+        let game = self.game(game).await?;
         validate::producer_id(producer_id)?;
         let (shard, range) = game.shards.find(Token::of(producer_group(producer_id)));
         let register = RegisterProducer { range: Some(range.into()), producer_id: producer_id.to_owned() };

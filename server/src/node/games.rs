@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt};
 use galoo_cluster::META_GROUP;
+use galoo_consensus::GroupId;
 use galoo_proto::{
     ShardId,
     limits::GAME_SHARDS_MAX,
@@ -11,12 +13,13 @@ use galoo_proto::{
 };
 
 use super::{DEADLINE, Node, NodeError};
-use crate::driver::DriveError;
 
 /// Shards of a game that is made without a number of them.
 const DEFAULT_SHARDS: u32 = 8;
 /// Replicas of a game that is made without a number of them, where there are as many nodes.
 const DEFAULT_REPLICAS: u32 = 3;
+/// Leaders of a new game's shards that are asked at once whether they are there.
+const ASKED_MAX: usize = 64;
 
 impl Node {
     /// Makes a game; returns when its shards can be written.
@@ -61,29 +64,12 @@ impl Node {
         self.meta.borrow().games().cloned().collect()
     }
 
-    /// Waits until this node routes to the game and its shards have a leader.
+    /// Waits until this node routes to the game and its shards have leaders that can be written.
     async fn wait_for_game(&self, name: &str) -> Result<(), NodeError> {
-        let ready = async {
-            let mut router = self.router.subscribe();
-            let Ok(known) = router.wait_for(|router| router.game(name).is_some()).await.map(|router| router.clone())
-            else {
-                return;
-            };
-            let shards: Vec<ShardId> =
-                known.game(name).map_or_else(Vec::new, |game| game.shards.iter().map(|(id, _)| id).collect());
-            let led = |roles: &std::collections::HashMap<_, galoo_consensus::raft_loop::Role>| {
-                shards
-                    .iter()
-                    .all(|shard| roles.get(&galoo_consensus::GroupId(shard.0)).is_some_and(|role| role.leader != 0))
-            };
-            let _ = self.driver.roles().wait_for(|roles| led(roles)).await;
-        };
-        let waited = tokio::time::timeout(DEADLINE, ready).await;
-        let shard = ShardId(META_GROUP);
-        waited.map_err(|_| NodeError::Unavailable {
-            shard,
-            reason: DriveError::NotReady("its shards have no leader yet"),
-        })
+        let game = self.game(name).await?;
+        // A leader that answers for a read has committed an entry of its own term: it takes writes.
+        let led = game.shards.iter().map(|(shard, _)| self.read_index(GroupId(shard.0)));
+        futures::stream::iter(led).buffer_unordered(ASKED_MAX).try_for_each(|_| std::future::ready(Ok(()))).await
     }
 }
 
@@ -104,11 +90,14 @@ fn game(name: &str, outcome: MetaOutcome) -> Result<GameRecord, NodeError> {
                 Reason::TooManyShards => {
                     NodeError::Refused(format!("shards: the cluster would have {found}; the limit is {limit}"))
                 }
+                Reason::NodeUnknown => NodeError::Refused(format!("the cluster has no node n{found}")),
                 Reason::Unspecified | Reason::RollupExists | Reason::RollupUnknown | Reason::TooManyRollups => {
                     NodeError::Refused("the cluster refused for a reason that this version does not know".to_owned())
                 }
             })
         }
-        Some(meta_outcome::Result::Rollup(_)) | None => Err(NodeError::OutcomeUnknown { shard: ShardId(META_GROUP) }),
+        Some(meta_outcome::Result::Node(_) | meta_outcome::Result::Rollup(_)) | None => {
+            Err(NodeError::OutcomeUnknown { shard: ShardId(META_GROUP) })
+        }
     }
 }

@@ -1,43 +1,32 @@
 //! Reads: views of shards that hold everything that was acknowledged before.
 
+use std::sync::Arc;
+
 use futures::future::try_join_all;
 use galoo_consensus::GroupId;
-use galoo_proto::{ShardId, Token, admin, validate, value::Cell};
-use galoo_storage::{shard::Checksum, view::View};
+use galoo_proto::{ShardId, Token, validate, value::Cell};
+use galoo_storage::{engine::Reader, shard::Checksum, view::View};
 
-use super::{DEADLINE, Node, NodeError, RETRY_DELAY};
-use crate::driver::DriveError;
+use super::{Node, NodeError};
+use crate::{driver::DriveError, transport::Peer};
 
 impl Node {
-    /// Returns once everything acknowledged before the call is applied on this node, which leads the shard.
-    pub(super) async fn barrier(&self, shard: ShardId) -> Result<(), NodeError> {
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        loop {
-            let read = tokio::time::timeout_at(deadline, self.driver.read(GroupId(shard.0))).await;
-            match read {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(DriveError::NotReady(_))) if tokio::time::Instant::now() + RETRY_DELAY < deadline => {
-                    tokio::time::sleep(RETRY_DELAY).await;
-                }
-                Ok(Err(reason)) => return Err(NodeError::Unavailable { shard, reason }),
-                Err(_) => {
-                    return Err(NodeError::Unavailable {
-                        shard,
-                        reason: DriveError::NotReady("no majority answered in time"),
-                    });
-                }
-            }
-        }
+    fn local_view(&self, shard: ShardId, snapshot: Arc<dyn Reader>) -> Result<View, NodeError> {
+        let keyspace = self.keyspace(shard).ok_or_else(|| self.not_here(shard, &[shard]))?;
+        let empty = || NodeError::Unavailable { shard, reason: DriveError::NotReady("nothing is applied here yet") };
+        View::open(snapshot, keyspace, self.files.clone())?.ok_or_else(empty)
     }
 
-    fn local_view(
-        &self,
-        shard: ShardId,
-        snapshot: std::sync::Arc<dyn galoo_storage::engine::Reader>,
-    ) -> Result<View, NodeError> {
-        let gone = || NodeError::Unavailable { shard, reason: DriveError::NotLeader { leader: 0 } };
-        let keyspace = self.keyspace(shard).ok_or_else(gone)?;
-        View::open(snapshot, keyspace, self.files.clone())?.ok_or_else(gone)
+    /// Says who has all of `shards`, of which this node lacks one.
+    fn not_here(&self, shard: ShardId, shards: &[ShardId]) -> NodeError {
+        let holders: Vec<_> = shards.iter().map(|shard| self.voters(GroupId(shard.0))).collect();
+        let has_all = |peer: &Arc<Peer>| holders.iter().all(|voters| voters.contains(&peer.id()));
+        let peers = self.transport.peers();
+        let ask = match peers.iter().filter(|peer| has_all(peer)).max_by_key(|peer| peer.is_connected()) {
+            Some(peer) => format!("ask {} at {}, which has every shard of the game", peer.id(), peer.addr()),
+            None => "no node has every shard of the game: read it player by player".to_owned(),
+        };
+        NodeError::NotHere { shard, here: self.identity.node(), ask }
     }
 
     /// Returns a linearizable view of one shard.
@@ -53,16 +42,25 @@ impl Node {
 
     /// Returns one view of all shards of a game that holds everything acknowledged before the call.
     pub async fn game_views(&self, game: &str) -> Result<Vec<View>, NodeError> {
-        let shards: Vec<ShardId> = self.game(game)?.shards.iter().map(|(shard, _)| shard).collect();
+        let shards: Vec<ShardId> = self.game(game).await?.shards.iter().map(|(shard, _)| shard).collect();
+        if let Some(shard) = shards.iter().find(|shard| self.keyspace(**shard).is_none()) {
+            return Err(self.not_here(*shard, &shards));
+        }
         try_join_all(shards.iter().map(|shard| self.barrier(*shard))).await?;
         let snapshot = self.engine.snapshot();
         shards.into_iter().map(|shard| self.local_view(shard, snapshot.clone())).collect()
     }
 
+    /// The node to ask about a player (or a group of producers) instead of this one, which has no replica.
+    pub async fn elsewhere_of(&self, game: &str, player: &str) -> Result<Option<Arc<Peer>>, NodeError> {
+        let (shard, _) = self.game(game).await?.shards.find(Token::of(player));
+        self.elsewhere(shard)
+    }
+
     /// Returns a linearizable view of the shard that holds a player.
     pub async fn player_view(&self, game: &str, player: &str) -> Result<View, NodeError> {
         validate::player_id(player)?;
-        let (shard, _) = self.game(game)?.shards.find(Token::of(player));
+        let (shard, _) = self.game(game).await?.shards.find(Token::of(player));
         self.view(shard).await
     }
 
@@ -79,54 +77,28 @@ impl Node {
 
     /// Returns the ids of registered producers of a group.
     pub async fn list_producers(&self, game: &str, group: &str) -> Result<Vec<String>, NodeError> {
-        let (shard, _) = self.game(game)?.shards.find(Token::of(group));
+        let (shard, _) = self.game(game).await?.shards.find(Token::of(group));
         Ok(self.view(shard).await?.registered_producers(group)?)
     }
 
-    /// Returns the checksum of each shard of a game.
+    /// Returns the checksum of each shard of a game, after everything acknowledged before.
     pub async fn checksums(&self, game: &str) -> Result<Vec<(ShardId, Checksum)>, NodeError> {
-        let views = self.game_views(game).await?;
+        Self::checksums_of(self.game_views(game).await?).await
+    }
+
+    /// Returns the checksums of this node's replicas of a game as they are, each at its own applied index.
+    pub async fn local_checksums(&self, game: &str) -> Result<Vec<(ShardId, Checksum)>, NodeError> {
+        let game = self.game(game).await?;
+        let here = game.shards.iter().map(|(shard, _)| shard).filter(|shard| self.keyspace(*shard).is_some());
+        let views =
+            here.map(|shard| self.stale_view(shard)).filter(|view| !matches!(view, Err(error) if error.is_passing()));
+        Self::checksums_of(views.collect::<Result<_, _>>()?).await
+    }
+
+    async fn checksums_of(views: Vec<View>) -> Result<Vec<(ShardId, Checksum)>, NodeError> {
         let sums = tokio::task::spawn_blocking(move || {
             views.iter().map(|view| Ok((view.shard(), Checksum::of(view)?))).collect::<galoo_storage::Result<Vec<_>>>()
         });
         Ok(sums.await.map_err(|_| NodeError::Stopping)??)
-    }
-
-    /// Returns the state of each shard on this node, by id.
-    pub fn shard_status(&self) -> Result<Vec<admin::ShardStatus>, NodeError> {
-        let roles = self.driver.roles().borrow().clone();
-        let meta = self.meta.borrow().clone();
-        let mut all = Vec::new();
-        for record in meta.shards() {
-            let shard = ShardId(record.id);
-            let role = roles.get(&GroupId(shard.0)).copied().unwrap_or_default();
-            let game = meta.games().find(|game| game.id == record.game).map(|game| game.name.clone());
-            let mut status = admin::ShardStatus {
-                shard: shard.0,
-                game: game.unwrap_or_default(),
-                leader: role.leader,
-                term: role.term,
-                ..Default::default()
-            };
-            if self.keyspace(shard).is_some() {
-                let view = self.stale_view(shard)?;
-                status.applied = view.state().applied;
-                status.events = view.state().events;
-                for source in view.sources()? {
-                    match source {
-                        galoo_storage::view::Source::Chunk(chunk) => {
-                            status.chunks += 1;
-                            status.chunk_bytes += chunk.bytes;
-                        }
-                        galoo_storage::view::Source::Segment(segment) => {
-                            status.segments += 1;
-                            status.segment_bytes += segment.file_bytes;
-                        }
-                    }
-                }
-            }
-            all.push(status);
-        }
-        Ok(all)
     }
 }

@@ -1,7 +1,10 @@
-//! gRPC: the data and admin services, reflection and health.
+//! gRPC: the data, admin and peer services, reflection and health.
+//!
+//! All are served from the first moment; health says `SERVING` once clients are let through.
 
 mod admin;
 mod data;
+mod peer;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -9,8 +12,9 @@ use galoo_proto::{FILE_DESCRIPTORS, limits::GRPC_MESSAGE_BYTES_MAX};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Status, metadata::MetadataValue, transport::Server};
+use tonic_health::ServingStatus;
 
-use crate::node::{Node, NodeError};
+use crate::{door::Door, node::NodeError};
 
 /// HTTP/2 flow-control window of a stream: the protocol's default of 64 KiB throttles batches.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
@@ -21,20 +25,36 @@ const STREAMS_MAX: u32 = 256;
 
 /// Serves until `stopped` resolves, then lets running calls end.
 pub async fn serve(
-    node: Arc<Node>,
+    door: Arc<Door>,
     listener: TcpListener,
     stopped: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<()> {
-    use galoo_proto::{admin::admin_server::AdminServer, data::data_server::DataServer};
-    let data = DataServer::new(data::DataService(node.clone()))
+    use galoo_proto::{admin::admin_server::AdminServer, data::data_server::DataServer, peer::peer_server::PeerServer};
+    let data = DataServer::new(data::DataService(door.clone()))
         .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
-    let admin = AdminServer::new(admin::AdminService(node));
+    let peer = PeerServer::new(peer::PeerService(door.clone()))
+        .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+    let admin = AdminServer::new(admin::AdminService(door.clone()));
     let reflection =
         || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(FILE_DESCRIPTORS);
     let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_serving::<DataServer<data::DataService>>().await;
-    reporter.set_serving::<AdminServer<admin::AdminService>>().await;
+    let report = move |status| {
+        let reporter = reporter.clone();
+        async move {
+            for service in ["", "galoo.data.v1.Data", "galoo.admin.v1.Admin"] {
+                reporter.set_service_status(service, status).await;
+            }
+        }
+    };
+    report(ServingStatus::NotServing).await;
+    let (mut serving, serves) = (door.serving(), report.clone());
+    tokio::spawn(async move {
+        if serving.wait_for(|serving| *serving).await.is_ok() {
+            serves(ServingStatus::Serving).await;
+        }
+    });
     Server::builder()
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -46,9 +66,10 @@ pub async fn serve(
         .add_service(reflection().build_v1alpha()?)
         .add_service(data)
         .add_service(admin)
+        .add_service(peer)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
             stopped.await;
-            reporter.set_not_serving::<DataServer<data::DataService>>().await;
+            report(ServingStatus::NotServing).await;
         })
         .await?;
     Ok(())
@@ -64,7 +85,7 @@ impl From<NodeError> for Status {
             NodeError::Invalid(_) => Self::invalid_argument(message),
             NodeError::UnknownGame(_) | NodeError::UnknownRollup(_) => Self::not_found(message),
             NodeError::GameExists(_) | NodeError::RollupExists(_) => Self::already_exists(message),
-            NodeError::Refused(_) => Self::failed_precondition(message),
+            NodeError::Refused(_) | NodeError::NotHere { .. } => Self::failed_precondition(message),
             NodeError::Busy { retry_after } => {
                 let mut status = Self::new(Code::ResourceExhausted, message);
                 let delay = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);

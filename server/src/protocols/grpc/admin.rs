@@ -5,15 +5,16 @@ use std::sync::Arc;
 use galoo_proto::{
     admin::{
         ChecksumRequest, ChecksumResponse, CreateGameRequest, CreateGameResponse, DropGameRequest, DropGameResponse,
-        Game, ListGamesRequest, ListGamesResponse, ShardChecksum, StatusRequest, StatusResponse, admin_server::Admin,
+        Game, InitClusterRequest, InitClusterResponse, ListGamesRequest, ListGamesResponse, ShardChecksum,
+        StatusRequest, StatusResponse, TopologyRequest, TopologyResponse, admin_server::Admin,
     },
     meta::GameRecord,
 };
 use tonic::{Request, Response, Status};
 
-use crate::node::Node;
+use crate::{config::Config, door::Door, transport::is_handed_on};
 
-pub(super) struct AdminService(pub(super) Arc<Node>);
+pub(super) struct AdminService(pub(super) Arc<Door>);
 
 fn game(record: GameRecord) -> Game {
     Game { id: record.id, name: record.name, shards: record.shards, replicas: record.replicas }
@@ -23,37 +24,57 @@ fn game(record: GameRecord) -> Game {
 impl Admin for AdminService {
     async fn create_game(&self, request: Request<CreateGameRequest>) -> Result<Response<CreateGameResponse>, Status> {
         let request = request.into_inner();
-        let record = self.0.create_game(&request.name, request.shards, request.replicas).await?;
+        let record = self.0.node()?.create_game(&request.name, request.shards, request.replicas).await?;
         Ok(Response::new(CreateGameResponse { game: Some(game(record)) }))
     }
 
     async fn list_games(&self, _: Request<ListGamesRequest>) -> Result<Response<ListGamesResponse>, Status> {
-        Ok(Response::new(ListGamesResponse { games: self.0.games().into_iter().map(game).collect() }))
+        Ok(Response::new(ListGamesResponse { games: self.0.node()?.games().into_iter().map(game).collect() }))
     }
 
     async fn drop_game(&self, request: Request<DropGameRequest>) -> Result<Response<DropGameResponse>, Status> {
-        self.0.drop_game(&request.into_inner().name).await?;
+        self.0.node()?.drop_game(&request.into_inner().name).await?;
         Ok(Response::new(DropGameResponse {}))
     }
 
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let node = self.0.clone();
-        let shards = tokio::task::spawn_blocking(move || node.shard_status()).await;
-        let (config, identity) = (self.0.config(), self.0.identity());
-        Ok(Response::new(StatusResponse {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let Config { grpc, pg, http, .. } = self.0.config();
+        let identity = self.0.identity();
+        let mut status = StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            cluster_id: identity.cluster_id.clone(),
-            node_id: identity.node().0,
-            grpc_addr: config.grpc.to_string(),
-            pg_addr: config.pg.to_string(),
-            http_addr: config.http.to_string(),
-            games: self.0.games().into_iter().map(game).collect(),
-            shards: shards.map_err(|_| Status::internal("the status could not be read"))??,
-        }))
+            cluster_id: identity.as_ref().map(|identity| identity.cluster_id.clone()).unwrap_or_default(),
+            node_id: identity.map_or(0, |identity| identity.node().0),
+            grpc_addr: grpc.to_string(),
+            pg_addr: pg.to_string(),
+            http_addr: http.to_string(),
+            ..Default::default()
+        };
+        // A node that waits for its cluster has no more to tell.
+        if status.node_id != 0 {
+            let node = self.0.starting_node()?.clone();
+            status.games = node.games().into_iter().map(game).collect();
+            let local = node.clone();
+            let shards = tokio::task::spawn_blocking(move || local.shard_status()).await;
+            status.shards = shards.map_err(|_| Status::internal("the status could not be read"))??;
+            if !request.get_ref().local && !is_handed_on(request.metadata()) {
+                node.complete_status(&mut status).await;
+            }
+        }
+        Ok(Response::new(status))
+    }
+
+    async fn init_cluster(&self, _: Request<InitClusterRequest>) -> Result<Response<InitClusterResponse>, Status> {
+        Ok(Response::new(self.0.init_cluster().await?))
+    }
+
+    async fn topology(&self, _: Request<TopologyRequest>) -> Result<Response<TopologyResponse>, Status> {
+        Ok(Response::new(self.0.node()?.topology()))
     }
 
     async fn checksum(&self, request: Request<ChecksumRequest>) -> Result<Response<ChecksumResponse>, Status> {
-        let sums = self.0.checksums(&request.into_inner().game).await?;
+        let ChecksumRequest { game, local } = request.into_inner();
+        let node = self.0.node()?;
+        let sums = if local { node.local_checksums(&game).await? } else { node.checksums(&game).await? };
         let shards = sums.into_iter().map(|(shard, sum)| ShardChecksum {
             shard: shard.0,
             applied: sum.applied,

@@ -9,7 +9,7 @@ use galoo_proto::{
         AppendPart, AppendRequest, AppendResponse, BatchError, EventFilter, GetRequest, GetResponse,
         ListProducersRequest, ListProducersResponse, MutateRequest, MutateResponse, PartError, RegisterProducerRequest,
         RegisterProducerResponse, ScanGameRequest, ScanPlayerRequest, ScanResponse, TailRequest, append_part,
-        data_server::Data, mutate_response, part_error,
+        data_client::DataClient, data_server::Data, mutate_response, part_error,
     },
     value::StoredEvent,
 };
@@ -19,11 +19,34 @@ use galoo_storage::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
-use crate::node::{Node, NodeError, PartResult};
+use crate::{
+    door::Door,
+    node::{NodeError, PartResult},
+    transport::{Peer, is_handed_on},
+};
 
-pub(super) struct DataService(pub(super) Arc<Node>);
+pub(super) struct DataService(pub(super) Arc<Door>);
+
+impl DataService {
+    /// The node to ask instead of this one, which has no replica of what holds a player.
+    ///
+    /// A call that was handed on once is not handed on again: who did it knows too little.
+    async fn elsewhere<T>(
+        &self,
+        game: &str,
+        player: &str,
+        request: &Request<T>,
+    ) -> Result<Option<(Arc<Peer>, DataClient<Channel>)>, Status> {
+        let Some(peer) = self.0.node()?.elsewhere_of(game, player).await? else { return Ok(None) };
+        if is_handed_on(request.metadata()) {
+            return Err(Status::unavailable("the replica that was asked for is not here yet"));
+        }
+        let client = peer.data().map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Some((peer, client)))
+    }
+}
 
 /// Events of one answer of a scan.
 const PAGE_EVENTS_MAX: usize = 1_000;
@@ -145,7 +168,7 @@ fn scan_shard(pager: &mut Pager<'_>, view: &View, after: Seq, filter: &view::Eve
 #[tonic::async_trait]
 impl Data for DataService {
     async fn append(&self, request: Request<AppendRequest>) -> Result<Response<AppendResponse>, Status> {
-        let parts = self.0.append(request.into_inner()).await?;
+        let parts = self.0.node()?.append(request.into_inner()).await?;
         Ok(Response::new(AppendResponse { parts: parts.into_iter().map(part).collect(), error: None }))
     }
 
@@ -155,7 +178,12 @@ impl Data for DataService {
         &self,
         request: Request<Streaming<AppendRequest>>,
     ) -> Result<Response<Self::AppendStreamStream>, Status> {
-        let (node, requests) = (self.0.clone(), request.into_inner());
+        let node = self.0.node()?.clone();
+        let mut stopping = self.0.stopping();
+        let stopped = async move {
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        };
+        let requests = request.into_inner().take_until(Box::pin(stopped));
         // `then` hands batches over one after the other; `buffered` awaits their answers in the same order.
         let begun = requests.then(move |request| {
             let node = node.clone();
@@ -175,7 +203,7 @@ impl Data for DataService {
     }
 
     async fn mutate(&self, request: Request<MutateRequest>) -> Result<Response<MutateResponse>, Status> {
-        let result = match self.0.mutate(request.into_inner()).await? {
+        let result = match self.0.node()?.mutate(request.into_inner()).await? {
             Ok(mutated) => mutate_response::Result::Mutated(mutated),
             Err(rejection) => mutate_response::Result::Rejected(rejection),
         };
@@ -183,16 +211,25 @@ impl Data for DataService {
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let asked = request.get_ref();
+        if let Some((peer, mut client)) = self.elsewhere(&asked.game, &asked.player_id, &request).await? {
+            return client.get(peer.request(request.into_inner())).await;
+        }
         let GetRequest { game, player_id, family, qualifier } = request.into_inner();
-        let cells = self.0.get(&game, &player_id, &family, &qualifier).await?;
+        let cells = self.0.node()?.get(&game, &player_id, &family, &qualifier).await?;
         Ok(Response::new(GetResponse { cells }))
     }
 
     type ScanPlayerStream = Pages;
 
     async fn scan_player(&self, request: Request<ScanPlayerRequest>) -> Result<Response<Pages>, Status> {
+        let asked = request.get_ref();
+        if let Some((peer, mut client)) = self.elsewhere(&asked.game, &asked.player_id, &request).await? {
+            let pages = client.scan_player(peer.request(request.into_inner())).await?;
+            return Ok(Response::new(Box::pin(pages.into_inner())));
+        }
         let request = request.into_inner();
-        let view = self.0.player_view(&request.game, &request.player_id).await?;
+        let view = self.0.node()?.player_view(&request.game, &request.player_id).await?;
         let direction = if request.newest_first { Direction::Backward } else { Direction::Forward };
         let mut after = parse_cursor(&request.cursor)?.map(|(time, seq)| (time.cast_signed(), Seq(seq)));
         let filter = view::EventFilter { players: Some(vec![request.player_id]), ..view_filter(request.filter) };
@@ -220,7 +257,7 @@ impl Data for DataService {
 
     async fn scan_game(&self, request: Request<ScanGameRequest>) -> Result<Response<Pages>, Status> {
         let request = request.into_inner();
-        let views = self.0.game_views(&request.game).await?;
+        let views = self.0.node()?.game_views(&request.game).await?;
         let from = parse_cursor(&request.cursor)?;
         let filter = view_filter(request.filter);
         Ok(scan(move |sink| {
@@ -247,15 +284,16 @@ impl Data for DataService {
     async fn tail(&self, request: Request<TailRequest>) -> Result<Response<Pages>, Status> {
         let request = request.into_inner();
         let mut positions = std::collections::HashMap::new();
-        for view in self.0.game_views(&request.game).await? {
+        let node = self.0.node()?.clone();
+        for view in node.game_views(&request.game).await? {
             let named = request.after.iter().find(|position| position.shard == view.shard().0);
             let end = if request.from_start { 0 } else { view.state().last_seq };
             positions.insert(view.shard(), Seq(named.map_or(end, |position| position.seq)));
         }
         let (sink, pages) = mpsc::channel(PAGES_AHEAD_MAX);
-        let node = self.0.clone();
+        let stopping = self.0.stopping();
         tokio::spawn(async move {
-            while !sink.is_closed() {
+            while !sink.is_closed() && !*stopping.borrow() {
                 for (shard, after) in &mut positions {
                     let view = match node.view(*shard).await {
                         Ok(view) if view.state().last_seq > after.0 => view,
@@ -292,7 +330,7 @@ impl Data for DataService {
         request: Request<RegisterProducerRequest>,
     ) -> Result<Response<RegisterProducerResponse>, Status> {
         let request = request.into_inner();
-        let registered_at = self.0.register_producer(&request.game, &request.producer_id).await?.0;
+        let registered_at = self.0.node()?.register_producer(&request.game, &request.producer_id).await?.0;
         Ok(Response::new(RegisterProducerResponse { registered_at }))
     }
 
@@ -300,8 +338,12 @@ impl Data for DataService {
         &self,
         request: Request<ListProducersRequest>,
     ) -> Result<Response<ListProducersResponse>, Status> {
+        let asked = request.get_ref();
+        if let Some((peer, mut client)) = self.elsewhere(&asked.game, &asked.group, &request).await? {
+            return client.list_producers(peer.request(request.into_inner())).await;
+        }
         let request = request.into_inner();
-        let producer_ids = self.0.list_producers(&request.game, &request.group).await?;
+        let producer_ids = self.0.node()?.list_producers(&request.game, &request.group).await?;
         Ok(Response::new(ListProducersResponse { producer_ids }))
     }
 }

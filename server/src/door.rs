@@ -1,0 +1,181 @@
+//! What the gRPC services stand before: a node that is nobody's yet, one that starts, or one that runs.
+//!
+//! gRPC is served from the first moment, because a node needs its peers to start: it may wait to become part of a
+//! cluster ([`forming`]), and to hear from a majority. Until the node runs, clients are answered `UNAVAILABLE`.
+//!
+//! Whose the node is stands in its data folder and is written once, after the meta group's first records are durable.
+
+mod forming;
+
+use std::sync::{Arc, OnceLock};
+
+use galoo_cluster::meta::MetaState;
+use galoo_proto::{NodeId, meta::NodeRecord, peer::IdentifyResponse};
+use galoo_storage::engine::{Engine, rocks::RocksEngine};
+use tokio::sync::watch;
+use tonic::Status;
+use tracing::info;
+
+use crate::{
+    config::Config,
+    data_folder::{DataFolder, DataFolderError, Identity},
+    machine::MetaMachine,
+    node::Node,
+};
+
+pub use self::forming::FormError;
+
+/// A node's data folder and engine, and the node itself once it runs.
+pub struct Door {
+    config: Config,
+    folder: DataFolder,
+    engine: Arc<dyn Engine>,
+    /// Drawn at each start: tells this process from any other behind the same address.
+    instance: u64,
+    identity: watch::Sender<Option<Identity>>,
+    /// One attempt to form a cluster at a time, and one to join.
+    initiating: tokio::sync::Mutex<()>,
+    joining: tokio::sync::Mutex<()>,
+    node: OnceLock<Arc<Node>>,
+    serving: watch::Sender<bool>,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Door {
+    /// Opens the data folder. One that is nobody's yet becomes a cluster of one, unless there are others to join.
+    pub fn open(config: Config, stopping: watch::Receiver<bool>) -> anyhow::Result<Self> {
+        let folder = DataFolder::open(&config.data_dir)?;
+        let known = folder.identity()?;
+        let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&folder.join("data"), &config.engine_options())?);
+        let door = Self {
+            config,
+            folder,
+            engine,
+            instance: rand::random(),
+            identity: watch::channel(known).0,
+            initiating: tokio::sync::Mutex::default(),
+            joining: tokio::sync::Mutex::default(),
+            node: OnceLock::new(),
+            serving: watch::channel(false).0,
+            stopping,
+        };
+        if door.identity().is_none() && door.config.join.is_empty() {
+            let grpc_addr = door.config.grpc.to_string();
+            let record = NodeRecord { id: 1, grpc_addr, zone: door.config.zone.clone() };
+            door.become_part(Identity::new(new_cluster_id(), NodeId(1), Vec::new()), vec![record])?;
+        }
+        Ok(door)
+    }
+
+    /// How the node was configured.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The locked data folder.
+    pub fn folder(&self) -> &DataFolder {
+        &self.folder
+    }
+
+    /// The engine below everything.
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    /// Whose the node is; `None` while it is nobody's.
+    pub fn identity(&self) -> Option<Identity> {
+        self.identity.borrow().clone()
+    }
+
+    /// Waits until the node is part of a cluster.
+    pub async fn formed(&self) -> Identity {
+        let mut identity = self.identity.subscribe();
+        loop {
+            if let Some(identity) = identity.borrow_and_update().clone() {
+                return identity;
+            }
+            // The sender is a part of this door.
+            let _ = identity.changed().await;
+        }
+    }
+
+    /// Lets peers through to the node, which starts.
+    pub fn enter(&self, node: Arc<Node>) {
+        let entered = self.node.set(node).is_ok();
+        assert!(entered, "a node enters once");
+    }
+
+    /// Lets clients through to the node, which runs.
+    pub fn serve(&self) {
+        self.serving.send_replace(true);
+    }
+
+    /// Whether clients are let through, as it changes.
+    pub fn serving(&self) -> watch::Receiver<bool> {
+        self.serving.subscribe()
+    }
+
+    /// Whether the process stops, as it changes: streams without an end of their own end then.
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.clone()
+    }
+
+    /// The node, for its peers.
+    pub fn starting_node(&self) -> Result<&Arc<Node>, Status> {
+        self.node.get().ok_or_else(|| Status::unavailable("the node has not started yet"))
+    }
+
+    /// The node, for clients.
+    pub fn node(&self) -> Result<&Arc<Node>, Status> {
+        if *self.serving.borrow() {
+            return self.starting_node();
+        }
+        Err(Status::unavailable(match self.identity() {
+            Some(_) => "the node has not started yet",
+            None => "the node belongs to no cluster yet: galoo cluster init makes one",
+        }))
+    }
+
+    /// Who the node is, for whoever asks.
+    pub fn who(&self) -> IdentifyResponse {
+        let zone = self.config.zone.clone();
+        match self.identity() {
+            Some(identity) => IdentifyResponse {
+                instance: self.instance,
+                node_id: identity.node().0,
+                cluster_id: identity.cluster_id,
+                addrs: identity.addrs,
+                zone,
+            },
+            None => {
+                let addrs = self.config.join.clone();
+                IdentifyResponse { instance: self.instance, addrs, zone, ..Default::default() }
+            }
+        }
+    }
+
+    /// Becomes a node of a cluster, durably: a crash leaves it nobody's, or whole.
+    fn become_part(&self, identity: Identity, nodes: Vec<NodeRecord>) -> Result<(), JoinFailure> {
+        MetaMachine::form(self.engine.as_ref(), MetaState::formed(nodes))?;
+        self.folder.set_identity(&identity)?;
+        info!(cluster = identity.cluster_id, node = %identity.node(), "is part of a cluster");
+        self.identity.send_replace(Some(identity));
+        Ok(())
+    }
+}
+
+/// Why a node could not write that it is part of a cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinFailure {
+    /// The first records.
+    #[error(transparent)]
+    Records(#[from] crate::machine::MachineError),
+    /// The identity.
+    #[error(transparent)]
+    Folder(#[from] DataFolderError),
+}
+
+/// A new cluster's id: 32 hex digits.
+fn new_cluster_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}

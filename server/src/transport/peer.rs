@@ -1,0 +1,380 @@
+//! The connection to one other node: what waits to be sent to it, and the task that sends it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use galoo_consensus::GroupId;
+use galoo_proto::{
+    NodeId,
+    data::data_client::DataClient,
+    limits::GRPC_MESSAGE_BYTES_MAX,
+    peer::{
+        NotDone, ProposeRequest, RaftBatch, RaftMessage, ReadIndexRequest, not_done::Reason, peer_client::PeerClient,
+        propose_response, read_index_response,
+    },
+};
+use tokio::{
+    sync::{Notify, mpsc, oneshot, watch},
+    task::AbortHandle,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Status, transport::Channel};
+use tracing::{info, warn};
+
+use super::{Stated, connect};
+use crate::driver::DriveError;
+
+/// Bytes of Raft messages that wait for one node; further ones are dropped.
+const OUTBOX_BYTES_MAX: usize = 64 << 20;
+/// Bytes of Raft messages that travel together, but for the last one.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Batches or commands that are handed to a connection before it takes them.
+const STREAM_AHEAD_MAX: usize = 4;
+/// Delays between tries to connect; they double.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// One question for a read's index; the caller asks again.
+const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The other node cannot be reached: nothing was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} cannot be reached")]
+pub struct NotSent(pub NodeId);
+
+/// Another node, as this one speaks to it.
+pub struct Peer {
+    id: NodeId,
+    addr: watch::Sender<String>,
+    stated: Arc<Stated>,
+    outbox: Outbox,
+    commands: mpsc::UnboundedSender<Forward>,
+    channel: watch::Sender<Option<Channel>>,
+    /// The other node was heard: it is worth a try to connect.
+    heard: Notify,
+}
+
+/// A command on its way to the node that leads its group.
+struct Forward {
+    group: GroupId,
+    command: Bytes,
+    reply: oneshot::Sender<Result<Vec<u8>, DriveError>>,
+}
+
+/// Raft messages that wait to be sent. Closed while there is no connection and none is being made.
+#[derive(Default)]
+struct Outbox {
+    waiting: Mutex<Waiting>,
+    filled: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    messages: VecDeque<RaftMessage>,
+    bytes: usize,
+    closed: bool,
+}
+
+impl Outbox {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("nobody panics with the outbox in hand")
+    }
+
+    fn push(&self, message: RaftMessage) -> bool {
+        let mut waiting = self.lock();
+        let bytes = waiting.bytes + message.message.len();
+        if waiting.closed || bytes > OUTBOX_BYTES_MAX {
+            return false;
+        }
+        waiting.bytes = bytes;
+        waiting.messages.push_back(message);
+        drop(waiting);
+        self.filled.notify_one();
+        true
+    }
+
+    /// Drops what waits, and what comes until it is opened again.
+    fn close(&self) {
+        *self.lock() = Waiting { closed: true, ..Waiting::default() };
+    }
+
+    fn open(&self) {
+        self.lock().closed = false;
+    }
+
+    /// Waits for messages and takes as many as travel together.
+    async fn batch(&self) -> RaftBatch {
+        loop {
+            let mut messages = Vec::new();
+            {
+                let mut waiting = self.lock();
+                let mut bytes = 0;
+                while bytes < BATCH_BYTES_MAX
+                    && let Some(message) = waiting.messages.pop_front()
+                {
+                    bytes += message.message.len();
+                    messages.push(message);
+                }
+                waiting.bytes -= bytes;
+            }
+            if !messages.is_empty() {
+                return RaftBatch { messages };
+            }
+            self.filled.notified().await;
+        }
+    }
+}
+
+/// What another node answered instead of doing it.
+fn not_done(answer: NotDone) -> DriveError {
+    match answer.reason() {
+        Reason::NotLeader => DriveError::NotLeader { leader: answer.leader },
+        Reason::NotReady => DriveError::NotReady("its leader cannot take it at the moment"),
+        Reason::OutcomeUnknown | Reason::Unspecified => DriveError::OutcomeUnknown,
+    }
+}
+
+impl Peer {
+    pub(super) fn start(id: NodeId, addr: String, stated: Arc<Stated>) -> (Arc<Self>, AbortHandle) {
+        let (commands, waiting) = mpsc::unbounded_channel();
+        let peer = Arc::new(Self {
+            id,
+            addr: watch::channel(addr).0,
+            stated,
+            outbox: Outbox::default(),
+            commands,
+            channel: watch::channel(None).0,
+            heard: Notify::new(),
+        });
+        let task = tokio::spawn(peer.clone().run(waiting)).abort_handle();
+        (peer, task)
+    }
+
+    /// The node.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// Where it is, as far as this node knows.
+    pub fn addr(&self) -> String {
+        self.addr.borrow().clone()
+    }
+
+    /// Whether there is a connection to it.
+    pub fn is_connected(&self) -> bool {
+        self.channel.borrow().is_some()
+    }
+
+    pub(super) fn move_to(&self, addr: String) {
+        self.addr.send_if_modified(|known| {
+            let moved = *known != addr;
+            *known = addr;
+            moved
+        });
+    }
+
+    pub(super) fn seen_at(&self, addr: &str) {
+        self.move_to(addr.to_owned());
+        self.heard.notify_one();
+    }
+
+    /// Hands a Raft message over; false when it was dropped.
+    pub(super) fn send(&self, group: GroupId, message: Vec<u8>) -> bool {
+        let taken = self.outbox.push(RaftMessage { group: group.0, message });
+        if !taken {
+            metrics::counter!("galoo_raft_messages_dropped_total", "to" => self.id.to_string()).increment(1);
+        }
+        taken
+    }
+
+    /// Sends a command to be proposed by the other node; the future that comes back ends with the outcome's bytes.
+    ///
+    /// Commands that are handed over one after the other are proposed in that order.
+    pub fn propose(
+        &self,
+        group: GroupId,
+        command: Bytes,
+    ) -> Result<impl Future<Output = Result<Vec<u8>, DriveError>> + use<>, NotSent> {
+        if !self.is_connected() {
+            return Err(NotSent(self.id));
+        }
+        let (reply, answer) = oneshot::channel();
+        let sent = self.commands.send(Forward { group, command, reply });
+        sent.map_err(|_| NotSent(self.id))?;
+        // What was handed to a connection and not answered was perhaps done.
+        Ok(async { answer.await.unwrap_or(Err(DriveError::OutcomeUnknown)) })
+    }
+
+    /// Asks the other node, which leads a group, for the index that a linearizable read must see.
+    pub async fn read_index(&self, group: GroupId) -> Result<u64, DriveError> {
+        let unreachable = DriveError::NotReady("its leader cannot be reached");
+        let mut client = PeerClient::new(self.channel().map_err(|_| unreachable)?);
+        let request = self.stated.request(self.id, ReadIndexRequest { group: group.0 });
+        let answer = tokio::time::timeout(READ_INDEX_TIMEOUT, client.read_index(request)).await;
+        match answer {
+            Ok(Ok(answer)) => match answer.into_inner().result {
+                Some(read_index_response::Result::Index(index)) => Ok(index),
+                Some(read_index_response::Result::NotDone(answer)) => Err(not_done(answer)),
+                None => Err(unreachable),
+            },
+            Ok(Err(_)) | Err(_) => Err(unreachable),
+        }
+    }
+
+    /// The connection, for calls of the other services.
+    pub fn channel(&self) -> Result<Channel, NotSent> {
+        self.channel.borrow().clone().ok_or(NotSent(self.id))
+    }
+
+    /// The data service of the other node.
+    pub fn data(&self) -> Result<DataClient<Channel>, NotSent> {
+        let client = DataClient::new(self.channel()?);
+        Ok(client.max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX).max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX))
+    }
+
+    /// A request that states who calls, so that it is handed on only once.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        self.stated.request(self.id, message)
+    }
+
+    /// Keeps a connection for as long as the node runs.
+    async fn run(self: Arc<Self>, mut commands: mpsc::UnboundedReceiver<Forward>) {
+        let mut moved = self.addr.subscribe();
+        let mut backoff = BACKOFF_MIN;
+        let mut complained = false;
+        loop {
+            let addr = moved.borrow_and_update().clone();
+            self.outbox.open();
+            match connect(&addr).await {
+                Ok(channel) => {
+                    let since = tokio::time::Instant::now();
+                    self.channel.send_replace(Some(channel.clone()));
+                    info!(peer = %self.id, addr, "connected");
+                    let ended = tokio::select! {
+                        ended = self.raft_stream(channel.clone()) => ended,
+                        ended = self.command_stream(channel, &mut commands) => ended,
+                        _ = moved.changed() => Status::ok("the node moved"),
+                    };
+                    self.channel.send_replace(None);
+                    warn!(peer = %self.id, addr, ended = ended.message(), "the connection ended");
+                    complained = true;
+                    if since.elapsed() > BACKOFF_MAX {
+                        backoff = BACKOFF_MIN;
+                    }
+                }
+                Err(reason) if !complained => {
+                    warn!(peer = %self.id, addr, reason, "cannot connect; tried again until it answers");
+                    complained = true;
+                }
+                Err(_) => {}
+            }
+            self.outbox.close();
+            while let Ok(Forward { reply, .. }) = commands.try_recv() {
+                let _ = reply.send(Err(DriveError::NotReady("its leader cannot be reached")));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff) => {}
+                () = self.heard.notified() => {}
+                _ = moved.changed() => {}
+            }
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Sends Raft's messages until the stream ends.
+    async fn raft_stream(&self, channel: Channel) -> Status {
+        let (sender, batches) = mpsc::channel(STREAM_AHEAD_MAX);
+        let mut client = PeerClient::new(channel).max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+        let call = client.raft(self.stated.request(self.id, ReceiverStream::new(batches)));
+        let pump = async {
+            while sender.send(self.outbox.batch().await).await.is_ok() {}
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            ended = call => ended.err().unwrap_or_else(|| Status::ok("closed by the other node")),
+            () = pump => Status::ok("closed"),
+        }
+    }
+
+    /// Sends commands and takes their answers until the stream ends.
+    async fn command_stream(&self, channel: Channel, commands: &mut mpsc::UnboundedReceiver<Forward>) -> Status {
+        let (sender, requests) = mpsc::channel(STREAM_AHEAD_MAX);
+        let mut client = PeerClient::new(channel)
+            .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+            .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+        let call = client.propose(self.stated.request(self.id, ReceiverStream::new(requests)));
+        let mut answers = match call.await {
+            Ok(answers) => answers.into_inner(),
+            Err(status) => return status,
+        };
+        // Dropped with the stream: then the outcome of whatever waits in it is unknown.
+        let waiting: Mutex<HashMap<u64, oneshot::Sender<_>>> = Mutex::default();
+        let waiting = || waiting.lock().expect("nobody panics with the replies in hand");
+        let pump = async {
+            let mut id = 0;
+            while let Some(Forward { group, command, reply }) = commands.recv().await {
+                // Nobody waits for it any more: its caller was told that the outcome is unknown.
+                if reply.is_closed() {
+                    continue;
+                }
+                id += 1;
+                waiting().insert(id, reply);
+                let crc = galoo_consensus::wire::crc(&command);
+                let request = ProposeRequest { id, group: group.0, command: command.into(), crc };
+                if sender.send(request).await.is_err() {
+                    break;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        let take = async {
+            loop {
+                let answer = match answers.message().await {
+                    Ok(Some(answer)) => answer,
+                    Ok(None) => return Status::ok("closed by the other node"),
+                    Err(status) => return status,
+                };
+                if let Some(reply) = waiting().remove(&answer.id) {
+                    let _ = reply.send(match answer.result {
+                        Some(propose_response::Result::Outcome(outcome)) => Ok(outcome),
+                        Some(propose_response::Result::NotDone(answer)) => Err(not_done(answer)),
+                        None => Err(DriveError::OutcomeUnknown),
+                    });
+                }
+            }
+        };
+        tokio::select! {
+            ended = take => ended,
+            () = pump => Status::ok("closed"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(bytes: usize) -> RaftMessage {
+        RaftMessage { group: 1, message: vec![0; bytes] }
+    }
+
+    #[tokio::test]
+    async fn an_outbox_is_bounded_and_sends_in_order() {
+        let outbox = Outbox::default();
+        for bytes in [10, BATCH_BYTES_MAX, 20] {
+            assert!(outbox.push(message(bytes)));
+        }
+        assert!(!outbox.push(message(OUTBOX_BYTES_MAX)), "more than fits is dropped");
+        let sizes = |batch: RaftBatch| batch.messages.iter().map(|one| one.message.len()).collect::<Vec<_>>();
+        assert_eq!(sizes(outbox.batch().await), [10, BATCH_BYTES_MAX]);
+        assert_eq!(sizes(outbox.batch().await), [20]);
+        assert!(outbox.push(message(OUTBOX_BYTES_MAX)), "all room is back");
+        outbox.close();
+        assert!(!outbox.push(message(1)), "without a connection nothing waits");
+        outbox.open();
+        assert!(outbox.push(message(OUTBOX_BYTES_MAX)), "what waited is gone");
+    }
+}
