@@ -82,6 +82,29 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Whether the request surely had no effect: nodes say `UNAVAILABLE` and `RESOURCE_EXHAUSTED` of nothing else, and
+    /// the HTTP/2 library says it of a request that never left.
+    pub fn is_surely_not_done(&self) -> bool {
+        match self {
+            Self::Status { code, .. } => matches!(code, Code::Unavailable | Code::ResourceExhausted),
+            Self::Unreachable { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the node, or the way to it, is better left for another one.
+    pub(crate) fn is_of_connection(&self) -> bool {
+        match self {
+            Self::Status { code, .. } => {
+                matches!(code, Code::Unavailable | Code::Cancelled | Code::Internal | Code::DeadlineExceeded)
+            }
+            Self::Unreachable { .. } | Self::StreamEnded => true,
+            _ => false,
+        }
+    }
+}
+
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
         Self::Status { code: status.code(), message: status.message().to_owned() }

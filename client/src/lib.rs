@@ -1,14 +1,16 @@
 //! Galoo's client library: games, events and state over gRPC.
 //!
-//! A [`Client`] is one HTTP/2 connection that all its calls share; clones share it too. What is safe to repeat is
-//! repeated within a deadline: reads, and writes that carry a producer's number ([`Producer`]), which take effect once
-//! however often they are sent. A write without one is never repeated: its outcome may be unknown, and that is an error
-//! of its own.
+//! A [`Client`] keeps one HTTP/2 connection a node that all its calls share; clones share them too. It asks the node that
+//! leads a player's shard, as far as it knows, and any other when that one fails: every node hands a call on. What is
+//! safe to repeat is repeated within a deadline: reads, and writes that carry a producer's number ([`Producer`]), which
+//! take effect once however often they are sent. A write without one is repeated only when it was surely not done;
+//! otherwise its outcome is unknown, and that is an error of its own.
 
 mod error;
+mod nodes;
 mod producer;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::{Stream, TryStreamExt};
 use galoo_proto::{
@@ -16,14 +18,11 @@ use galoo_proto::{
     admin::{self, admin_client::AdminClient},
     command::{Mutated, Rejection},
     data::{self, data_client::DataClient, mutate_response},
-    limits::GRPC_MESSAGE_BYTES_MAX,
     value::{Cell, Mutation, Precondition, StoredEvent},
 };
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, transport::Channel};
 
+use self::nodes::Nodes;
 pub use self::{
     error::{Error, Result},
     producer::{Answer, AppendStream, Producer, Stored},
@@ -38,89 +37,189 @@ const RETRY_DELAY: Duration = Duration::from_millis(20);
 /// Longest delay between two repetitions.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
 
-/// A connection to a cluster through one of its nodes.
+/// Connections to a cluster's nodes.
 #[derive(Clone)]
 pub struct Client {
-    data: DataClient<Channel>,
-    admin: AdminClient<Channel>,
+    nodes: Arc<Nodes>,
 }
 
-/// Calls `attempt` until it succeeds, fails for good, or the time is over.
-pub(crate) async fn retrying<T, F: Future<Output = Result<T>>>(mut attempt: impl FnMut() -> F) -> Result<T> {
-    let deadline = tokio::time::Instant::now() + RETRY_FOR;
-    let mut delay = RETRY_DELAY;
-    loop {
-        match attempt().await {
-            Err(error) if error.is_retryable() && tokio::time::Instant::now() + delay < deadline => {
-                tracing::debug!(%error, "trying again");
-                tokio::time::sleep(delay.mul_f64(1.0 + rand::random::<f64>() / 2.0)).await;
-                delay = (delay * 2).min(RETRY_DELAY_MAX);
-            }
-            done => return done,
+/// Whom a call is for.
+#[derive(Clone, Copy)]
+pub(crate) enum To<'a> {
+    /// Any node.
+    Anyone,
+    /// The node that leads a player's shard.
+    LeaderOf { game: &'a str, player: &'a str },
+}
+
+/// When a call that failed is made again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// It takes effect once however often it is made.
+    Always,
+    /// Only when it surely had no effect.
+    IfNotDone,
+}
+
+impl Repeat {
+    fn allows(self, error: &Error) -> bool {
+        match self {
+            Self::Always => error.is_retryable(),
+            Self::IfNotDone => error.is_surely_not_done(),
         }
     }
 }
 
+/// Delays between repetitions: they double, each with up to half of it at random, until the time is over.
+pub(crate) struct Backoff {
+    deadline: tokio::time::Instant,
+    delay: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new() -> Self {
+        Self { deadline: tokio::time::Instant::now() + RETRY_FOR, delay: RETRY_DELAY }
+    }
+
+    /// Waits before the next repetition; false when the time is over.
+    pub(crate) async fn wait(&mut self) -> bool {
+        if tokio::time::Instant::now() + self.delay >= self.deadline {
+            return false;
+        }
+        tokio::time::sleep(self.delay.mul_f64(1.0 + rand::random::<f64>() / 2.0)).await;
+        self.delay = (self.delay * 2).min(RETRY_DELAY_MAX);
+        true
+    }
+}
+
 impl Client {
-    /// Connects to a node's gRPC address, such as `127.0.0.1:7400`.
-    pub async fn connect(addr: &str) -> Result<Self> {
-        let unreachable = |reason: String| Error::Unreachable { addr: addr.to_owned(), reason };
-        let endpoint =
-            Endpoint::from_shared(format!("http://{addr}")).map_err(|error| unreachable(error.to_string()))?;
-        let endpoint = endpoint
-            .tcp_nodelay(true)
-            .connect_timeout(Duration::from_secs(5))
-            .initial_stream_window_size(4 << 20)
-            .initial_connection_window_size(16 << 20)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(10));
-        let channel = endpoint.connect().await.map_err(|error| {
-            let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-            unreachable(cause)
-        })?;
-        let data = DataClient::new(channel.clone())
-            .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
-        Ok(Self { data, admin: AdminClient::new(channel) })
+    /// Connects to a cluster through the gRPC addresses of one or some of its nodes, such as
+    /// `127.0.0.1:7400,127.0.0.1:7410`: the first that answers is enough.
+    pub async fn connect(addrs: &str) -> Result<Self> {
+        Ok(Self { nodes: Arc::new(Nodes::connect(addrs).await?) })
+    }
+
+    /// Calls the data service of one node after the other until it succeeds, fails for good, or the time is over.
+    pub(crate) async fn data<T, F: Future<Output = Result<T>>>(
+        &self,
+        to: To<'_>,
+        repeat: Repeat,
+        call: impl Fn(DataClient<Channel>) -> F,
+    ) -> Result<T> {
+        let mut backoff = Backoff::new();
+        for attempt in 0.. {
+            let addr = match to {
+                To::LeaderOf { game, player } if attempt == 0 => self.nodes.leader_of(game, player).await,
+                To::LeaderOf { .. } | To::Anyone => self.nodes.any(0),
+            };
+            match call(self.nodes.data(&addr)?).await {
+                Err(error) if error.is_of_connection() || repeat.allows(&error) => {
+                    tracing::debug!(%error, addr, "failed");
+                    self.nodes.failed(&addr);
+                    if !repeat.allows(&error) || !backoff.wait().await {
+                        return Err(error);
+                    }
+                }
+                done => return done,
+            }
+        }
+        Err(Error::StreamEnded)
+    }
+
+    /// Calls the admin service of the first given node that can be reached.
+    async fn admin<T, F: Future<Output = Result<tonic::Response<T>, Status>>>(
+        &self,
+        ask: impl Fn(AdminClient<Channel>) -> F,
+    ) -> Result<T> {
+        let mut tries = self.nodes.given();
+        loop {
+            let addr = self.nodes.chosen();
+            tries -= 1;
+            let admin = self.nodes.admin(&addr)?;
+            match call(ask(admin)).await {
+                Err(error) if tries > 0 && error.is_surely_not_done() => self.nodes.failed(&addr),
+                done => return done,
+            }
+        }
     }
 
     /// Makes a game; 0 shards or replicas stand for the defaults.
     pub async fn create_game(&self, name: &str, shards: u32, replicas: u32) -> Result<admin::Game> {
         let request = admin::CreateGameRequest { name: name.to_owned(), shards, replicas };
-        let game = call(self.admin.clone().create_game(request)).await?.game;
+        let game = self
+            .admin(|mut admin| {
+                let request = request.clone();
+                async move { admin.create_game(request).await }
+            })
+            .await?
+            .game;
         game.ok_or(Error::Malformed("a created game without its record"))
     }
 
     /// All games.
     pub async fn list_games(&self) -> Result<Vec<admin::Game>> {
-        Ok(call(self.admin.clone().list_games(admin::ListGamesRequest {})).await?.games)
+        Ok(self.admin(|mut admin| async move { admin.list_games(admin::ListGamesRequest {}).await }).await?.games)
     }
 
     /// Drops a game with everything in it.
     pub async fn drop_game(&self, name: &str) -> Result<()> {
-        call(self.admin.clone().drop_game(admin::DropGameRequest { name: name.to_owned() })).await.map(|_| ())
+        let request = admin::DropGameRequest { name: name.to_owned() };
+        self.admin(|mut admin| {
+            let request = request.clone();
+            async move { admin.drop_game(request).await }
+        })
+        .await
+        .map(|_| ())
     }
 
-    /// The node's view of itself and the cluster.
+    /// The given node's view of itself and the cluster.
     pub async fn status(&self) -> Result<admin::StatusResponse> {
-        call(self.admin.clone().status(admin::StatusRequest {})).await
+        self.admin(|mut admin| async move { admin.status(admin::StatusRequest { local: false }).await }).await
     }
 
     /// The checksum of each shard of a game.
     pub async fn checksum(&self, game: &str) -> Result<Vec<admin::ShardChecksum>> {
-        let request = admin::ChecksumRequest { game: game.to_owned() };
-        Ok(call(self.admin.clone().checksum(request)).await?.shards)
+        let request = admin::ChecksumRequest { game: game.to_owned(), local: false };
+        Ok(self
+            .admin(|mut admin| {
+                let request = request.clone();
+                async move { admin.checksum(request).await }
+            })
+            .await?
+            .shards)
     }
 
-    /// Stores a batch once, without deduplication: it is not repeated.
+    /// The checksums of the given node's replicas of a game as they are, each at its own applied index.
+    pub async fn local_checksum(&self, game: &str) -> Result<Vec<admin::ShardChecksum>> {
+        let request = admin::ChecksumRequest { game: game.to_owned(), local: true };
+        Ok(self
+            .admin(|mut admin| {
+                let request = request.clone();
+                async move { admin.checksum(request).await }
+            })
+            .await?
+            .shards)
+    }
+
+    /// Makes a cluster of the nodes that the given one was started to join, or finds it made.
+    pub async fn init_cluster(&self) -> Result<admin::InitClusterResponse> {
+        self.admin(|mut admin| async move { admin.init_cluster(admin::InitClusterRequest {}).await }).await
+    }
+
+    /// Stores a batch once, without deduplication: it is repeated only while nothing of it was stored for sure.
     pub async fn append(&self, request: data::AppendRequest) -> Result<Stored> {
-        let response = call(self.data.clone().append(request)).await?;
-        producer::stored(&response)
+        let once = |mut data: DataClient<Channel>| {
+            let request = request.clone();
+            async move { call(data.append(request)).await }
+        };
+        let repeat = if request.producer.is_some() { Repeat::Always } else { Repeat::IfNotDone };
+        // A part that failed is no reason to store the others again.
+        producer::stored(&self.data(To::Anyone, repeat, once).await?)
     }
 
     /// Changes one player's state atomically; the inner error says why nothing was changed.
     ///
-    /// Without a producer it is not repeated.
+    /// Without a producer it is repeated only when it was surely not done.
     pub async fn mutate(
         &self,
         game: &str,
@@ -129,6 +228,7 @@ impl Client {
         mutations: Vec<Mutation>,
         producer: Option<data::Producer>,
     ) -> Result<Result<Mutated, Rejection>> {
+        let repeat = if producer.is_some() { Repeat::Always } else { Repeat::IfNotDone };
         let request = data::MutateRequest {
             game: game.to_owned(),
             producer,
@@ -136,10 +236,11 @@ impl Client {
             preconditions,
             mutations,
         };
-        let repeatable = request.producer.is_some();
-        let once = || async { call(self.data.clone().mutate(request.clone())).await };
-        let response = if repeatable { retrying(once).await? } else { once().await? };
-        match response.result {
+        let once = |mut data: DataClient<Channel>| {
+            let request = request.clone();
+            async move { call(data.mutate(request)).await }
+        };
+        match self.data(To::LeaderOf { game, player: player_id }, repeat, once).await?.result {
             Some(mutate_response::Result::Mutated(mutated)) => Ok(Ok(mutated)),
             Some(mutate_response::Result::Rejected(rejection)) => Ok(Err(rejection)),
             None => Err(Error::Malformed("a mutation without a result")),
@@ -154,7 +255,11 @@ impl Client {
             family: family.to_owned(),
             qualifier: qualifier.to_owned(),
         };
-        Ok(retrying(|| async { call(self.data.clone().get(request.clone())).await }).await?.cells)
+        let once = |mut data: DataClient<Channel>| {
+            let request = request.clone();
+            async move { call(data.get(request)).await }
+        };
+        Ok(self.data(To::LeaderOf { game, player: player_id }, Repeat::Always, once).await?.cells)
     }
 
     /// One player's events in order of time.
@@ -162,7 +267,12 @@ impl Client {
         &self,
         request: data::ScanPlayerRequest,
     ) -> Result<impl Stream<Item = Result<data::ScanResponse>> + use<>> {
-        Ok(self.data.clone().scan_player(request).await?.into_inner().map_err(Error::from))
+        let once = |mut data: DataClient<Channel>| {
+            let request = request.clone();
+            async move { call(data.scan_player(request)).await }
+        };
+        let to = To::LeaderOf { game: &request.game, player: &request.player_id };
+        Ok(self.data(to, Repeat::Always, once).await?.map_err(Error::from))
     }
 
     /// A game's events, shard by shard in order of seq.
@@ -170,7 +280,11 @@ impl Client {
         &self,
         request: data::ScanGameRequest,
     ) -> Result<impl Stream<Item = Result<data::ScanResponse>> + use<>> {
-        Ok(self.data.clone().scan_game(request).await?.into_inner().map_err(Error::from))
+        let once = |mut data: DataClient<Channel>| {
+            let request = request.clone();
+            async move { call(data.scan_game(request)).await }
+        };
+        Ok(self.data(To::Anyone, Repeat::Always, once).await?.map_err(Error::from))
     }
 
     /// Events as they are stored, in order of seq within each shard.
@@ -178,21 +292,31 @@ impl Client {
         &self,
         request: data::TailRequest,
     ) -> Result<impl Stream<Item = Result<Vec<StoredEvent>>> + use<>> {
-        Ok(self.data.clone().tail(request).await?.into_inner().map_ok(|page| page.events).map_err(Error::from))
+        let once = |mut data: DataClient<Channel>| {
+            let request = request.clone();
+            async move { call(data.tail(request)).await }
+        };
+        Ok(self.data(To::Anyone, Repeat::Always, once).await?.map_ok(|page| page.events).map_err(Error::from))
     }
 
     /// Makes a producer known and returns when it first was.
     pub async fn register_producer(&self, game: &str, producer_id: &str) -> Result<Hlc> {
         let request = data::RegisterProducerRequest { game: game.to_owned(), producer_id: producer_id.to_owned() };
-        let registered = retrying(|| async { call(self.data.clone().register_producer(request.clone())).await });
-        Ok(Hlc(registered.await?.registered_at))
+        let once = |mut data: DataClient<Channel>| {
+            let request = request.clone();
+            async move { call(data.register_producer(request)).await }
+        };
+        Ok(Hlc(self.data(To::Anyone, Repeat::Always, once).await?.registered_at))
     }
 
     /// Ids of registered producers of a group (for a file `file:NAME`).
     pub async fn list_producers(&self, game: &str, group: &str) -> Result<Vec<String>> {
         let request = data::ListProducersRequest { game: game.to_owned(), group: group.to_owned() };
-        let listed = retrying(|| async { call(self.data.clone().list_producers(request.clone())).await });
-        Ok(listed.await?.producer_ids)
+        let once = |mut data: DataClient<Channel>| {
+            let request = request.clone();
+            async move { call(data.list_producers(request)).await }
+        };
+        Ok(self.data(To::Anyone, Repeat::Always, once).await?.producer_ids)
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use crate::{Client, Error, Result, call, retrying};
+use crate::{Backoff, Client, Error, Repeat, Result, To, call};
 
 /// What became of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,9 +84,25 @@ impl Producer {
     /// Opens a stream of batches; at most `window` of them are unanswered at a time.
     pub async fn stream(&self, window: usize) -> Result<AppendStream> {
         let window = window.max(1);
+        let lane = Lane::open(&self.client, window).await?;
+        Ok(AppendStream { producer: self.clone(), lane: Some(lane), waiting: VecDeque::new(), window })
+    }
+}
+
+/// One stream to one node.
+struct Lane {
+    addr: String,
+    requests: mpsc::Sender<AppendRequest>,
+    answers: Streaming<AppendResponse>,
+}
+
+impl Lane {
+    async fn open(client: &Client, window: usize) -> Result<Self> {
+        let addr = client.nodes.any(0);
         let (requests, receiver) = mpsc::channel(window);
-        let answers = self.client.data.clone().append_stream(ReceiverStream::new(receiver)).await?.into_inner();
-        Ok(AppendStream { producer: self.clone(), requests, answers: Some(answers), waiting: VecDeque::new(), window })
+        let opened = client.nodes.data(&addr)?.append_stream(ReceiverStream::new(receiver)).await;
+        let answers = opened.inspect_err(|_| client.nodes.failed(&addr))?.into_inner();
+        Ok(Self { addr, requests, answers })
     }
 }
 
@@ -100,10 +116,11 @@ pub struct Answer {
 }
 
 /// Batches on their way, answered in the order in which they were sent.
+///
+/// When the stream or its node breaks, what is not answered goes to another node under the same numbers.
 pub struct AppendStream {
     producer: Producer,
-    requests: mpsc::Sender<AppendRequest>,
-    answers: Option<Streaming<AppendResponse>>,
+    lane: Option<Lane>,
     waiting: VecDeque<AppendRequest>,
     window: usize,
 }
@@ -122,8 +139,10 @@ impl AppendStream {
             self.waiting.front().and_then(|first| first.producer.as_ref()).map_or(number, |first| first.number);
         let stamp = Stamp { may_grow, ..self.producer.stamp(number, acked_below) };
         let request = AppendRequest { game: self.producer.game.clone(), producer: Some(stamp), events };
-        // A broken stream shows when its answer is awaited; the batch is then sent again by itself.
-        let _ = self.requests.send(request.clone()).await;
+        if let Some(lane) = &self.lane {
+            // A broken stream shows when its answer is awaited; the batch is then sent again with the others.
+            let _ = lane.requests.send(request.clone()).await;
+        }
         self.waiting.push_back(request);
         Ok(answers)
     }
@@ -139,24 +158,53 @@ impl AppendStream {
 
     /// Awaits the oldest batch's answer; a batch that failed in passing is sent again until it is stored.
     async fn answer(&mut self) -> Result<Answer> {
-        let response = match &mut self.answers {
-            Some(answers) => answers.message().await.ok().flatten(),
-            None => None,
+        let mut backoff = Backoff::new();
+        let response = loop {
+            let answered = match &mut self.lane {
+                Some(lane) => lane.answers.message().await.map_err(Error::from),
+                None => Err(Error::StreamEnded),
+            };
+            let error = match answered {
+                Ok(Some(response)) => break response,
+                Ok(None) => Error::StreamEnded,
+                Err(error) => error,
+            };
+            if let Some(lane) = self.lane.take() {
+                tracing::debug!(%error, addr = lane.addr, "the stream of batches broke");
+                self.producer.client.nodes.failed(&lane.addr);
+            }
+            if !error.is_retryable() || !backoff.wait().await {
+                return Err(error);
+            }
+            self.reopen().await;
         };
-        if response.is_none() {
-            // The stream broke: no answer comes on it any more, and whatever waits is sent again batch by batch.
-            self.answers = None;
-        }
         let request = self.waiting.pop_front().ok_or(Error::StreamEnded)?;
         let number = request.producer.as_ref().map_or(0, |stamp| stamp.number);
-        let stored_now = match response.map_or(Err(Error::StreamEnded), |response| stored(&response)) {
+        let stored_now = match stored(&response) {
             Ok(stored) => stored,
-            Err(error) if error.is_retryable() => {
-                let client = &self.producer.client;
-                retrying(|| async { stored(&call(client.data.clone().append(request.clone())).await?) }).await?
-            }
+            Err(error) if error.is_retryable() => self.store(&request).await?,
             Err(error) => return Err(error),
         };
         Ok(Answer { number, stored: stored_now })
+    }
+
+    /// Opens a stream to another node and sends again what waits for an answer, in order.
+    async fn reopen(&mut self) {
+        let Ok(lane) = Lane::open(&self.producer.client, self.window).await else { return };
+        for request in &self.waiting {
+            if lane.requests.send(request.clone()).await.is_err() {
+                break;
+            }
+        }
+        self.lane = Some(lane);
+    }
+
+    /// Sends one batch by itself until it is stored.
+    async fn store(&self, request: &AppendRequest) -> Result<Stored> {
+        let once = |mut data: galoo_proto::data::data_client::DataClient<tonic::transport::Channel>| {
+            let request = request.clone();
+            async move { stored(&call(data.append(request)).await?) }
+        };
+        self.producer.client.data(To::Anyone, Repeat::Always, once).await
     }
 }
