@@ -35,7 +35,7 @@ impl Node {
     }
 
     async fn tell_shards(self: &Arc<Self>, game: &str, body: &command::command::Body) -> Result<(), NodeError> {
-        let shards: Vec<ShardId> = self.game(game)?.shards.iter().map(|(shard, _)| shard).collect();
+        let shards: Vec<ShardId> = self.game(game).await?.shards.iter().map(|(shard, _)| shard).collect();
         try_join_all(shards.into_iter().map(|shard| self.tell_shard(shard, body.clone()))).await?;
         Ok(())
     }
