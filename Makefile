@@ -23,7 +23,7 @@ CARGO_FLAGS := --release --locked
 # The tests ask DuckDB (from PyPI) for a second opinion.
 export GALOO_PYTHON ?= $(GALOO_CACHE)/venv/bin/python
 
-.PHONY: help setup build test bench lint unit clean
+.PHONY: help setup build demo test bench lint unit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ setup: ## install what the build and the tests need (Debian; root or sudo)
 build: setup ## the optimised binary, at bin/galoo
 	cargo build $(CARGO_FLAGS) --workspace
 	@mkdir -p bin && install -m 755 $(CARGO_TARGET_DIR)/release/galoo bin/galoo && bin/galoo --version
+
+demo: build ## three nodes, a million events, a kill -9, answers and proofs; DATA=file loads that, ONCE=1 ends by itself
+	bin/galoo demo $(if $(DATA),--data "$(DATA)") $(if $(filter-out 0,$(ONCE)),--once)
 
 lint: setup ## formatting, clippy and docs, warnings are errors
 	cargo fmt --all --check

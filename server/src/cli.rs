@@ -11,6 +11,7 @@
 mod bench;
 mod cluster;
 mod data;
+mod demo;
 mod games;
 mod load;
 mod output;
@@ -79,6 +80,9 @@ enum Command {
     /// Show the checksum of each shard of a game
     #[command(after_help = "Example: galoo checksum --game rpg")]
     Checksum(status::ChecksumArgs),
+    /// Show what Galoo does: three nodes here, a million events, a node killed on the way, answers and proofs
+    #[command(after_help = "Example: galoo demo --once")]
+    Demo(demo::DemoArgs),
 }
 
 /// What every command that talks to a node takes.
@@ -184,5 +188,6 @@ async fn client_command(command: Command) -> Result<(), Failure> {
         Command::Bench(command) => bench::run(command).await,
         Command::Status(args) => status::status(args).await,
         Command::Checksum(args) => status::checksum(args).await,
+        Command::Demo(args) => demo::run(args).await,
     }
 }

@@ -36,7 +36,7 @@ pub use self::{
     config::{Config, ConfigError, END_MS_DEFAULT},
     rng::Rng,
     simulation::Simulation,
-    tally::{StateTally, Tally},
+    tally::{Cells, StateTally, Tally},
     world::EVENT_TYPES,
 };
 

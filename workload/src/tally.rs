@@ -154,6 +154,11 @@ impl StateTally {
         self.players.values().map(|cells| cells.len() as u64).sum()
     }
 
+    /// Every player's cells.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Cells)> {
+        self.players.iter().map(|(player, cells)| (player.as_str(), cells))
+    }
+
     /// A player's cells.
     pub fn state(&self, player_id: &str) -> Option<&Cells> {
         self.players.get(player_id)

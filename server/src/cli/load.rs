@@ -3,12 +3,14 @@
 //! A run's number is the batch's number and the file's identity the producer, whatever the options: an import that was
 //! killed goes on where it was, and so does one of a file that was appended to.
 
-use std::{io::IsTerminal, path::PathBuf, time::Instant};
+use std::{io::IsTerminal, path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::Context;
+use bytes::Bytes;
 use clap::Args;
-use galoo_client::{Answer, Producer};
+use galoo_client::{Answer, Client, Producer};
 use galoo_import::{
+    compression::Meter,
     dead_letter::{DeadLetters, default_path},
     detect::{Detection, MappingOptions, detect},
     identity,
@@ -68,11 +70,11 @@ struct Batch {
 
 /// What an import did.
 #[derive(Default)]
-struct Report {
+pub(super) struct Report {
     lines: u64,
-    bad_lines: u64,
-    stored: u64,
-    duplicates: u64,
+    pub(super) bad_lines: u64,
+    pub(super) stored: u64,
+    pub(super) duplicates: u64,
 }
 
 impl Report {
@@ -151,70 +153,138 @@ fn read_runs(
     }
 }
 
+/// How far an import is: what was acknowledged, and how much of the file was read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Progress {
+    pub(super) lines: u64,
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+}
+
+/// A file whose fields are known: what is left is to send it.
+pub(super) struct Import {
+    pub(super) detection: Detection,
+    /// Of the file, before decompression; none for standard input.
+    pub(super) total_bytes: Option<u64>,
+    args: ImportArgs,
+    name: String,
+    prefix: Bytes,
+    meter: Arc<Meter>,
+    own_key: String,
+    first: Option<Run>,
+    runs: RunReader,
+}
+
+/// What became of an import.
+pub(super) struct Imported {
+    pub(super) report: Report,
+    source: String,
+    times: Option<EventTimes>,
+    rejected: Option<PathBuf>,
+    /// How the source ended; what came before is stored.
+    ended: Result<(), Failure>,
+}
+
+impl ImportArgs {
+    /// Returns what imports `file` with everything detected, bad lines going to `rejected`.
+    pub(super) fn detecting(file: PathBuf, game: String, rejected: PathBuf, connection: Connection) -> Self {
+        let (source, player_field, time_field, type_field) = (None, None, None, None);
+        let (time_unit, rejected) = (TimeUnitOption::default(), Some(rejected));
+        Self { file, game, source, player_field, time_field, time_unit, type_field, rejected, connection }
+    }
+}
+
+impl Import {
+    /// Opens the file and finds its fields.
+    pub(super) fn open(args: ImportArgs) -> Result<Self, Failure> {
+        let source = Source::open(&args.file, args.source.as_deref()).map_err(source_failure)?;
+        let (name, prefix, meter) = (source.identity().name.clone(), source.prefix(), source.meter());
+        let (own_key, total_bytes) = (source.source_key(), source.total_bytes());
+        let mut runs = RunReader::new(source);
+        let first = runs.next_run().map_err(source_failure)?;
+        let detection = detected(&args, first.as_ref())?;
+        Ok(Self { detection, total_bytes, args, name, prefix, meter, own_key, first, runs })
+    }
+
+    /// Sends everything to a game that exists, and tells how far it is after each run.
+    pub(super) async fn send(self, client: &Client, mut tell: impl FnMut(Progress)) -> Result<Imported, Failure> {
+        let Self { detection, args, name, prefix, meter, own_key, first, runs, .. } = self;
+        let source = if args.source.is_some() {
+            own_key
+        } else {
+            let known = client.list_producers(&args.game, &format!("file:{name}")).await?;
+            identity::choose(&known, &name, &prefix).unwrap_or(own_key)
+        };
+        let producer = Producer::register(client, &args.game, &source).await?;
+        let mut stream = producer.stream(WINDOW).await?;
+        let mapping = Mapping::new(detection.fields.clone()).map_err(|error| Failure::Refused(error.to_string()))?;
+        let rejected = args.rejected.clone().unwrap_or_else(|| default_path(&name));
+        let mut dead_letters = DeadLetters::new(&rejected).map_err(|error| Failure::Refused(error.to_string()))?;
+
+        let (sender, mut batches) = mpsc::channel(RUNS_AHEAD_MAX);
+        let reader = tokio::task::spawn_blocking(move || read_runs(first, runs, mapping, &sender));
+        let mut report = Report::default();
+        while let Some(batch) = batches.recv().await {
+            report.lines += batch.lines;
+            report.bad_lines += batch.bad.len() as u64;
+            for (line, reason, text) in &batch.bad {
+                dead_letters.add(*line, reason, text).context("dead letters")?;
+            }
+            if !batch.events.is_empty() {
+                report.take(&stream.send(batch.number, batch.events, batch.may_grow).await?);
+            }
+            let events = report.stored + report.duplicates;
+            tell(Progress { lines: report.lines, events, bytes: meter.bytes_read() });
+        }
+        report.take(&stream.finish().await?);
+        let (times, ended) = reader.await.context("the reading thread")?;
+        let rejected = dead_letters.finish().context("dead letters")?;
+        Ok(Imported { report, source, times, rejected, ended: ended.map_err(source_failure) })
+    }
+}
+
 pub(super) async fn run(args: ImportArgs) -> Result<(), Failure> {
     let started = Instant::now();
-    let source = Source::open(&args.file, args.source.as_deref()).map_err(source_failure)?;
-    let (name, prefix, meter) = (source.identity().name.clone(), source.prefix(), source.meter());
-    let (own_key, total_bytes) = (source.source_key(), source.total_bytes());
-    let mut runs = RunReader::new(source);
-    let first = runs.next_run().map_err(source_failure)?;
-    let detection = detected(&args, first.as_ref())?;
-    let quiet = args.connection.json;
+    let (quiet, connection, game) = (args.connection.json, args.connection.clone(), args.game.clone());
+    let import = Import::open(args)?;
     if !quiet {
-        println!("{detection}");
+        println!("{}", import.detection);
     }
-    let client = args.connection.connect().await?;
-    match client.create_game(&args.game, 0, 0).await {
+    let client = connection.connect().await?;
+    match client.create_game(&game, 0, 0).await {
         Ok(game) if !quiet => println!("created game {} with {} shards", game.name, game.shards),
         Ok(_) | Err(galoo_client::Error::Status { code: tonic::Code::AlreadyExists, .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let key = if args.source.is_some() {
-        own_key
-    } else {
-        let known = client.list_producers(&args.game, &format!("file:{name}")).await?;
-        identity::choose(&known, &name, &prefix).unwrap_or(own_key)
-    };
-    let producer = Producer::register(&client, &args.game, &key).await?;
-    let mut stream = producer.stream(WINDOW).await?;
-    let mapping = Mapping::new(detection.fields.clone()).map_err(|error| Failure::Refused(error.to_string()))?;
-    let rejected = args.rejected.clone().unwrap_or_else(|| default_path(&name));
-    let mut dead_letters = DeadLetters::new(&rejected).map_err(|error| Failure::Refused(error.to_string()))?;
-    let bar = progress_bar(total_bytes, quiet);
-
-    let (sender, mut batches) = mpsc::channel(RUNS_AHEAD_MAX);
-    let reader = tokio::task::spawn_blocking(move || read_runs(first, runs, mapping, &sender));
-    let mut report = Report::default();
-    while let Some(batch) = batches.recv().await {
-        report.lines += batch.lines;
-        report.bad_lines += batch.bad.len() as u64;
-        for (line, reason, text) in &batch.bad {
-            dead_letters.add(*line, reason, text).context("dead letters")?;
-        }
-        if !batch.events.is_empty() {
-            report.take(&stream.send(batch.number, batch.events, batch.may_grow).await?);
-        }
-        bar.set_position(meter.bytes_read());
+    let bar = progress_bar(import.total_bytes, quiet);
+    let tell = |progress: Progress| {
+        bar.set_position(progress.bytes);
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-        let rate = (report.stored + report.duplicates) as f64 / started.elapsed().as_secs_f64();
-        bar.set_message(format!("{} lines, {rate:.0} events/s", report.lines));
-    }
-    report.take(&stream.finish().await?);
+        let rate = progress.events as f64 / started.elapsed().as_secs_f64();
+        bar.set_message(format!("{} lines, {rate:.0} events/s", progress.lines));
+    };
+    let imported = import.send(&client, tell).await?;
     bar.finish_and_clear();
-    let (times, ended) = reader.await.context("the reading thread")?;
-    let rejected = dead_letters.finish().context("dead letters")?;
-    let seconds = started.elapsed().as_secs_f64();
-    if quiet {
-        let range = times.map(|times| json!([times.min_ms, times.max_ms]));
-        println!(
-            "{}",
-            json!({
-                "source": key, "lines": report.lines, "bad_lines": report.bad_lines, "events_stored": report.stored,
-                "duplicates": report.duplicates, "time_range_ms": range, "seconds": seconds,
-                "rejected": rejected.as_ref().map(|path| path.display().to_string()),
-            })
-        );
-    } else {
+    imported.print(started, quiet);
+    imported.ended
+}
+
+impl Imported {
+    fn print(&self, started: Instant, quiet: bool) {
+        let Self { report, times, rejected, .. } = self;
+        let seconds = started.elapsed().as_secs_f64();
+        if quiet {
+            let range = times.map(|times| json!([times.min_ms, times.max_ms]));
+            println!(
+                "{}",
+                json!({
+                    "source": self.source, "lines": report.lines, "bad_lines": report.bad_lines,
+                    "events_stored": report.stored, "duplicates": report.duplicates, "time_range_ms": range,
+                    "seconds": seconds, "rejected": rejected.as_ref().map(|path| path.display().to_string()),
+                })
+            );
+            return;
+        }
         if let Some(times) = times {
             println!("times from {} to {}", output::time_text(times.min_ms), output::time_text(times.max_ms));
         }
@@ -227,7 +297,11 @@ pub(super) async fn run(args: ImportArgs) -> Result<(), Failure> {
             println!("{} bad lines: {}", report.bad_lines, path.display());
         }
     }
-    ended.map_err(source_failure)
+
+    /// Returns the report of an import whose source was whole.
+    pub(super) fn whole(self) -> Result<Report, Failure> {
+        self.ended.map(|()| self.report)
+    }
 }
 
 fn progress_bar(total_bytes: Option<u64>, quiet: bool) -> ProgressBar {
