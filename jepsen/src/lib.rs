@@ -1,4 +1,6 @@
 //! Galoo under faults.
 //!
-//! The chaos suite and the simulator grow here; today the crate is a room with its name on the door. Crash tests of one
-//! node live beside the server, in `server/tests`.
+//! [`sim`] runs three nodes in one thread on virtual time: the shipped Raft loop and shard state machine over a log, an
+//! engine and a network that fail as a seed says. Real processes are killed in `tests/`.
+
+pub mod sim;

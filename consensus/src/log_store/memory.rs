@@ -11,7 +11,7 @@ use raft::eraftpb::{Entry, HardState};
 use super::{GroupRecord, GroupWrite, LogStore};
 use crate::{GroupId, Result};
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Group {
     record: GroupRecord,
     hard_state: Option<HardState>,
@@ -25,6 +25,11 @@ pub struct MemoryLog {
 }
 
 impl MemoryLog {
+    /// Returns a log of its own that holds the same.
+    pub fn fork(&self) -> Self {
+        Self { groups: Arc::new(Mutex::new(self.lock().clone())) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupId, Group>> {
         self.groups.lock().expect("a thread that held the log panicked")
     }

@@ -1,0 +1,234 @@
+//! Drives a node as the server's driver does: send what needs no disk, write, send the rest, apply.
+
+use std::hash::Hasher;
+
+use galoo_consensus::{
+    log_store::LogStore,
+    raft_loop::{Effects, Refused},
+};
+use galoo_proto::{Hlc, Keyspace};
+use galoo_storage::compaction::destroy_keyspace;
+use raft::eraftpb::Message;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{
+    Bug, NODES, Violation, World,
+    clients::{Operation, Request},
+    network::{Packet, Place},
+    node::{Answer, Asker, GROUP, TICK_MS},
+};
+
+impl World {
+    /// Hands over what has arrived.
+    pub(crate) fn deliver(&mut self) -> Result<(), Violation> {
+        while let Some((from, to, packet)) = self.network.arrived(self.now) {
+            let node = match to {
+                Place::Client(client) => {
+                    if let Packet::Answer { number, answer } = packet {
+                        self.answered(client, number, answer)?;
+                    }
+                    continue;
+                }
+                Place::Node(node) => node,
+            };
+            let at = usize::try_from(node - 1).unwrap_or_default();
+            if !self.nodes[at].is_up() {
+                continue;
+            }
+            if !self.nodes[at].runs(self.now) {
+                self.network.hold(self.nodes[at].paused_until(), from, to, packet);
+                continue;
+            }
+            match packet {
+                Packet::Raft(message) => {
+                    if let Some(process) = &mut self.nodes[at].process {
+                        process.raft.step(GROUP, message).expect("no message of a member is refused");
+                    }
+                }
+                Packet::Request(request) => self.requested(at, from, &request),
+                Packet::Pull { offer, cursor } => self.serve_block(at, from, offer, cursor),
+                Packet::Pulled { offer, cursor, block } => self.take_block(at, offer, &cursor, block),
+                Packet::Answer { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn requested(&mut self, at: usize, from: Place, request: &Request) {
+        let Place::Client(client) = from else { return };
+        let (asker, now, node) = ((client, request.number), self.now, &mut self.nodes[at]);
+        let Some(process) = &mut node.process else { return };
+        let ticket = process.ticket();
+        let refused = match (&request.operation, request.operation.command(Hlc::from_millis(now))) {
+            (Operation::Read { player }, _) if self.bug == Bug::ReadWithoutAsking => {
+                if process.raft.role(GROUP).is_some_and(|role| role.leads) {
+                    let seen = node.read(*player);
+                    self.answer(at, asker, Answer::Read(seen));
+                    return;
+                }
+                Err(Refused::NotReady)
+            }
+            (Operation::Read { player }, _) => process.raft.read(GROUP, ticket).map(|()| {
+                process.reads.insert(ticket, (asker, *player));
+            }),
+            (_, Some(command)) => process.raft.propose(GROUP, ticket, command).map(|()| {
+                process.proposals.insert(ticket, asker);
+            }),
+            (_, None) => Ok(()),
+        };
+        if let Err(refused) = refused {
+            let leader = if let Refused::NotLeader { leader } = refused { leader } else { 0 };
+            self.answer(at, asker, Answer::Refused { leader });
+        }
+    }
+
+    fn answer(&mut self, at: usize, (client, number): Asker, answer: Answer) {
+        let (from, to) = (Place::Node(self.nodes[at].id), Place::Client(client));
+        self.network.send(self.now, from, to, Packet::Answer { number, answer }, &mut self.chance);
+    }
+
+    fn send(&mut self, messages: Vec<(galoo_consensus::GroupId, Message)>) {
+        for (_, message) in messages {
+            let (from, to) = (Place::Node(message.from), Place::Node(message.to));
+            self.network.send(self.now, from, to, Packet::Raft(message), &mut self.chance);
+        }
+    }
+
+    /// Turns the node's loop until it has no work, and applies some of what is committed.
+    pub(crate) fn drive(&mut self, at: usize) -> Result<(), Violation> {
+        let now = self.now;
+        if let Some(process) = &mut self.nodes[at].process
+            && now >= process.next_tick
+        {
+            // Ticks are never delivered in bursts.
+            process.raft.tick();
+            process.next_tick = now + TICK_MS;
+        }
+        loop {
+            let Some(process) = &mut self.nodes[at].process else { return Ok(()) };
+            let turn = process.raft.turn();
+            if turn.writes.is_empty() {
+                break;
+            }
+            self.send(turn.messages);
+            if self.faults && self.chance.one_in(4_000) {
+                self.crash(at);
+                return Ok(());
+            }
+            self.nodes[at].disk.log.write(&turn.writes).expect("the log in memory writes");
+            if self.faults && self.chance.one_in(4_000) {
+                self.crash(at);
+                return Ok(());
+            }
+            let Some(process) = &mut self.nodes[at].process else { return Ok(()) };
+            let effects = process.raft.written();
+            self.carry_out(at, effects)?;
+        }
+        self.apply(at);
+        self.pull_on(at);
+        self.tend(at);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, at: usize, effects: Effects) -> Result<(), Violation> {
+        let now = self.now;
+        self.send(effects.messages);
+        let node = &mut self.nodes[at];
+        for (_, place, index) in effects.installed {
+            let shard = node.open(Keyspace(place));
+            assert!(shard.applied() == index, "the place holds {}, not {index}", shard.applied());
+            let Some(process) = &mut node.process else { continue };
+            let old = std::mem::replace(&mut process.shard, shard).keyspace();
+            // What the snapshot jumps over is not applied any more; its proposers learn nothing.
+            process.queue.retain(|entry| entry.index > index);
+            destroy_keyspace(&node.disk.engine, old).expect("the engine writes");
+            self.trace.report.snapshots += 1;
+            self.trace.note(now, ("installed", at, index));
+        }
+        for (_, place) in effects.discarded {
+            self.trace.note(now, ("discarded", at));
+            destroy_keyspace(&node.disk.engine, Keyspace(place)).expect("the engine writes");
+        }
+        let id = node.id;
+        let Some(process) = &mut node.process else { return Ok(()) };
+        for (_, entries) in effects.committed {
+            for entry in entries {
+                let mut hash = Xxh3::new();
+                hash.write(&entry.data);
+                let hash = hash.finish();
+                self.trace.note(now, ("committed", at, entry.index, hash));
+                self.oracle.handed_out(id, entry.index, hash)?;
+                process.queue.push_back(entry);
+            }
+        }
+        for (_, ticket, index) in effects.reads {
+            if let Some((asker, player)) = process.reads.remove(&ticket) {
+                process.waiting.push((index, asker, player));
+            }
+        }
+        for (_, offer) in effects.released {
+            let number = offer.data.as_ref().try_into().map(u64::from_le_bytes).unwrap_or_default();
+            process.exports.remove(&number);
+        }
+        for ticket in &effects.unknown {
+            process.proposals.remove(ticket);
+        }
+        let lost: Vec<Asker> = effects.lost.iter().filter_map(|ticket| process.proposals.remove(ticket)).collect();
+        for asker in lost {
+            self.answer(at, asker, Answer::Refused { leader: 0 });
+        }
+        for (_, role) in effects.roles {
+            self.trace.note(now, ("role", at, role.term, role.leader, role.leads));
+            if role.leads {
+                self.oracle.leads(role.term, id)?;
+            }
+        }
+        if !effects.snapshots_wanted.is_empty() {
+            self.freeze(at);
+        }
+        for (_, fetch) in &effects.fetch {
+            self.begin_pull(at, fetch);
+        }
+        Ok(())
+    }
+
+    /// Applies some entries, by chance; and serves the reads that waited for them.
+    fn apply(&mut self, at: usize) {
+        let count = if self.faults { self.chance.below(7).saturating_sub(2) } else { u64::MAX };
+        for _ in 0..count {
+            let node = &mut self.nodes[at];
+            let Some(entry) = node.process.as_mut().and_then(|process| process.queue.pop_front()) else { break };
+            let command = node.command(entry.index, &entry.data);
+            let Some(process) = &mut node.process else { return };
+            let outcome = process.shard.apply(entry.index, &command).expect("a command applies");
+            process.raft.applied(GROUP, entry.index);
+            let asker = entry.ticket.and_then(|ticket| process.proposals.remove(&ticket));
+            if let Some(asker) = asker {
+                self.answer(at, asker, Answer::Done(outcome));
+            }
+        }
+        let Some(process) = &mut self.nodes[at].process else { return };
+        let applied = process.shard.applied();
+        let ready: Vec<_> = process.waiting.extract_if(.., |(index, ..)| *index <= applied).collect();
+        for (_, asker, player) in ready {
+            let seen = self.nodes[at].read(player);
+            self.answer(at, asker, Answer::Read(seen));
+        }
+    }
+
+    /// Flushes, cuts the log, and hands over leadership, by chance.
+    fn tend(&mut self, at: usize) {
+        let (flush, hand_over) = (self.chance.one_in(40), self.faults && self.chance.one_in(1_500));
+        let to = 1 + self.chance.below(NODES);
+        let node = &mut self.nodes[at];
+        let Some(process) = &mut node.process else { return };
+        if flush {
+            node.disk.engine.flush().expect("the engine in memory flushes");
+            let persisted = process.shard.persisted().expect("the engine reads");
+            process.raft.cut(GROUP, persisted, 1).expect("the log cuts");
+        }
+        if hand_over && to != node.id {
+            process.raft.transfer_leader(GROUP, to);
+        }
+    }
+}
