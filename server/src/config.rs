@@ -33,6 +33,8 @@ pub struct Config {
     pub query_memory_bytes: usize,
     /// When chunks are sealed and segments built.
     pub compaction: Policy,
+    /// Bytes that are kept free on the data folder's file system: below, writes are refused.
+    pub disk_reserve_bytes: u64,
     /// Log bytes above which the engine is flushed, so that the log can be cut.
     pub log_bytes: u64,
 }
@@ -69,6 +71,7 @@ struct StorageFile {
     segment_age_ms: Option<u64>,
     segment_bytes_max: Option<u64>,
     log_bytes: Option<u64>,
+    disk_reserve_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -233,6 +236,7 @@ impl Config {
                     256 * MIB,
                 )?,
             },
+            disk_reserve_bytes: within("storage.disk_reserve_bytes", storage.disk_reserve_bytes, GIB, 0, 1_024 * GIB)?,
             log_bytes: within("storage.log_bytes", storage.log_bytes, 256 * MIB, MIB, 1_024 * GIB)?,
         };
         if !given.insecure {

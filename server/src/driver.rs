@@ -32,6 +32,7 @@ use tracing::{error, info, warn};
 
 use self::apply::{ApplyInput, ApplyWorker};
 use crate::{
+    disk::DiskFull,
     machine::{Answer, Machine},
     transport::Transport,
 };
@@ -60,6 +61,9 @@ pub enum DriveError {
     /// Not done; try again in a moment.
     #[error("the shard is not ready: {0}")]
     NotReady(&'static str),
+    /// Not done: the leader's disk is full.
+    #[error("its leader refuses: {0}")]
+    DiskFull(DiskFull),
     /// It may or may not be done.
     #[error("the outcome is unknown")]
     OutcomeUnknown,

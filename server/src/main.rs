@@ -4,6 +4,7 @@ mod cli;
 mod compactor;
 mod config;
 mod data_folder;
+mod disk;
 mod door;
 mod driver;
 mod machine;

@@ -41,6 +41,7 @@ pub use self::append::PartResult;
 use crate::{
     config::Config,
     data_folder::Identity,
+    disk::{self, Disk, DiskFull},
     door::Door,
     driver::{DriveError, Driver},
     machine::{META_KEYSPACE, Machine, MetaMachine},
@@ -85,6 +86,9 @@ pub enum NodeError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// The leader's disk is full: try again when there is room.
+    #[error(transparent)]
+    DiskFull(#[from] DiskFull),
     /// Not done; try again, perhaps elsewhere.
     #[error("{shard}: {reason}")]
     Unavailable {
@@ -141,6 +145,7 @@ pub struct Node {
     leaders: Mutex<HashMap<GroupId, NodeId>>,
     clock: Mutex<Hlc>,
     waiting: Arc<Semaphore>,
+    disk: Disk,
 }
 
 /// Unix milliseconds of the wall clock; 0 for a clock before 1970.
@@ -152,6 +157,7 @@ impl Node {
     /// Starts what the data folder holds, as a node of the cluster that it belongs to, and enters the door.
     pub async fn start(door: &Door, identity: Identity) -> anyhow::Result<Arc<Self>> {
         let (config, engine) = (door.config().clone(), door.engine().clone());
+        let disk = Disk::new(&config.data_dir, config.disk_reserve_bytes);
         let log = Arc::new(SharedLog::open(&door.folder().join("log"))?);
         let files = Arc::new(SegmentFiles::new(&door.folder().join("segments"))?);
         let records = log.groups()?;
@@ -185,6 +191,7 @@ impl Node {
             leaders: Mutex::default(),
             clock: Mutex::default(),
             waiting: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
+            disk,
         });
         node.reconcile().await?;
         door.enter(node.clone());
@@ -197,6 +204,7 @@ impl Node {
         node.reconcile().await?;
         tokio::spawn(node.clone().follow_meta());
         tokio::spawn(node.clone().announce());
+        tokio::spawn(node.clone().watch_disk());
         Ok(node)
     }
 
@@ -248,6 +256,13 @@ impl Node {
             if let Err(failure) = self.reconcile().await {
                 error!(%failure, "this node's shards are not what the cluster wants of it");
             }
+        }
+    }
+
+    async fn watch_disk(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(disk::ASK_EVERY).await;
+            self.disk.ask();
         }
     }
 

@@ -31,6 +31,7 @@ fn sql_error(error: &NodeError) -> SqlError {
         NodeError::RollupExists(_) => "42P07",
         NodeError::UnknownRollup(_) => "42P01",
         NodeError::Invalid(_) | NodeError::Refused(_) | NodeError::GameExists(_) => "22023",
+        NodeError::DiskFull(_) => "53100",
         NodeError::Busy { .. } => "53200",
         NodeError::Unavailable { .. } | NodeError::Stopping => "57P03",
         NodeError::OutcomeUnknown { .. } => "40003",

@@ -2,10 +2,18 @@
 
 mod support;
 
-use std::{fs, io::Write, path::Path, process::Output};
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
 
 use galoo_client::Client;
-use galoo_proto::{data::AppendRequest, value::Event};
+use galoo_proto::{
+    data::{AppendRequest, append_part, data_client::DataClient},
+    value::Event,
+};
 use serde_json::Value;
 use support::Server;
 
@@ -183,4 +191,93 @@ fn a_damaged_file_keeps_whole_runs_and_goes_on_when_repaired() {
     assert!(code == Some(3) && said.contains("absent"), "{said}");
     let (code, _, said) = import(&server, &file, &["--player-field", "who"]);
     assert!(code == Some(3) && said.contains("who"), "{said}");
+}
+
+/// A small file system of its own, in memory; unmounted with the test.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    /// Returns `None` where file systems may not be mounted.
+    fn mount(at: &'a Path, mib: u64) -> Option<Self> {
+        let size = format!("size={mib}m");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "galoo-test"]).arg(at).output();
+        mount.is_ok_and(|done| done.status.success()).then_some(Self(at))
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
+    }
+}
+
+/// A full disk refuses what brings data with its figures, loses nothing that was acknowledged, and goes on by itself when there
+/// is room again.
+#[test]
+fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
+    let folder = tempfile::tempdir().expect("folder");
+    let small = folder.path().join("small");
+    fs::create_dir(&small).expect("folder");
+    let Some(_mounted) = SmallDisk::mount(&small, 160) else {
+        eprintln!("SKIPPED a_full_disk_refuses_and_goes_on_when_there_is_room: no right to mount a file system");
+        return;
+    };
+    let config = folder.path().join("config.toml");
+    let reserve_bytes = 64 << 20;
+    let settings = format!(
+        "[storage]\ndisk_reserve_bytes = {reserve_bytes}\nmemtable_bytes = 8388608\nlog_bytes = 8388608\nseal_bytes = 2097152\n"
+    );
+    fs::write(&config, settings).expect("writes");
+    let server = Server::start(&small.join("data"), &["--config", config.to_str().expect("UTF-8")]);
+    done(&server, &["game", "create", "g", "--shards", "1"]);
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let addr = server.grpc().to_string();
+    let mut client = runtime.block_on(DataClient::connect(format!("http://{addr}"))).expect("connects");
+    // Until it is refused: digits that hardly compress.
+    let (mut stored, mut state, mut ballast) = (0u64, 1u64, None);
+    let refusal = loop {
+        let events: Vec<_> = (0..2_000u64)
+            .map(|place| {
+                let mut digits = String::new();
+                for _ in 0..8 {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    digits.push_str(&state.to_string());
+                }
+                let properties = format!("{{\"digits\":\"{digits}\"}}");
+                Event { player_id: format!("p{}", place % 50), event_time_ms: 1, event_type: "e".into(), properties }
+            })
+            .collect();
+        let count = events.len() as u64;
+        let request = AppendRequest { game: "g".into(), producer: None, events };
+        let answer = runtime.block_on(client.append(request)).expect("answers").into_inner();
+        match answer.parts[0].result.clone().expect("a result") {
+            append_part::Result::Appended(appended) => stored += u64::from(appended.count),
+            append_part::Result::Error(error) => break error,
+        }
+        assert!(stored < 4_000_000, "the disk is never full");
+        if ballast.is_none() && stored > count {
+            // Most of the room is taken by somebody else.
+            let file = small.join("ballast");
+            fs::write(&file, vec![0; 72 << 20]).expect("writes");
+            ballast = Some(file);
+        }
+    };
+    assert!(refusal.message.contains("bytes free") && refusal.message.contains("67108864"), "{}", refusal.message);
+    let count = || {
+        let rows = support::psql(server.pg().port(), "g", "select count(*) from events").expect("answers");
+        rows[0][0].clone().expect("a number").parse::<u64>().expect("a number")
+    };
+    assert_eq!(count(), stored, "reads go on");
+    // A client that waits is served as soon as there is room.
+    let waiting = Command::new(env!("CARGO_BIN_EXE_galoo"))
+        .args(["append", "--addr", &addr, "--game", "g", "p1", "late"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    fs::remove_file(ballast.expect("written")).expect("removes");
+    let done = waiting.wait_with_output().expect("ends");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(count(), stored + 1);
+    assert!(server.stop().success());
 }

@@ -34,6 +34,24 @@ const READ_TRY: Duration = Duration::from_secs(1);
 /// command that is encoded already.
 const HLC_FIELD: u8 = (2 << 3) | 1;
 
+/// Whether a command needs room on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// It brings data: it is refused when there is none.
+    Needed,
+    /// It frees space or keeps the cluster going: it lives on the reserve.
+    FromReserve,
+}
+
+impl Room {
+    fn of(body: &Body) -> Self {
+        match body {
+            Body::Seal(_) | Body::DropRollup(_) => Self::FromReserve,
+            Body::Append(_) | Body::Mutate(_) | Body::RegisterProducer(_) | Body::DefineRollup(_) => Self::Needed,
+        }
+    }
+}
+
 /// Who does what is asked of a group.
 enum Leader {
     /// This node.
@@ -72,8 +90,9 @@ impl Node {
         shard: ShardId,
         body: Body,
     ) -> Result<impl Future<Output = Result<Outcome, NodeError>> + use<>, NodeError> {
+        let room = Room::of(&body);
         let command = Command { version: shard::FORMAT_VERSION, hlc: 0, body: Some(body) };
-        let answer = self.replicate(GroupId(shard.0), command.encode_to_vec().into()).await?;
+        let answer = self.replicate(GroupId(shard.0), command.encode_to_vec().into(), room).await?;
         Ok(async move {
             match answer.await? {
                 Answer::Shard(outcome) => Ok(outcome),
@@ -87,7 +106,7 @@ impl Node {
         body: galoo_proto::meta::meta_command::Body,
     ) -> Result<MetaOutcome, NodeError> {
         let command = MetaCommand { version: meta::FORMAT_VERSION, hlc: 0, body: Some(body) };
-        match self.replicate(GroupId(META_GROUP), command.encode_to_vec().into()).await?.await? {
+        match self.replicate(GroupId(META_GROUP), command.encode_to_vec().into(), Room::FromReserve).await?.await? {
             Answer::Meta(outcome) => Ok(outcome),
             Answer::Shard(_) => Err(NodeError::OutcomeUnknown { shard: ShardId(META_GROUP) }),
         }
@@ -110,9 +129,10 @@ impl Node {
         self: &Arc<Self>,
         group: GroupId,
         command: Bytes,
+        room: Room,
     ) -> Result<impl Future<Output = Result<Answer, NodeError>> + use<>, NodeError> {
         let admitted = self.admit(command.len()).await?;
-        let first = self.hand_over(group, &command, 0);
+        let first = self.hand_over(group, &command, room, 0);
         let node = self.clone();
         Ok(async move {
             let _admitted = admitted;
@@ -123,13 +143,14 @@ impl Node {
                 match answer {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(DriveError::OutcomeUnknown)) | Err(_) => break,
+                    Ok(Err(DriveError::DiskFull(full))) => return Err(full.into()),
                     Ok(Err(reason)) if Instant::now() + RETRY_DELAY >= deadline => {
                         return Err(NodeError::Unavailable { shard, reason });
                     }
                     Ok(Err(reason)) => node.learn(group, reason),
                 }
                 tokio::time::sleep(RETRY_DELAY).await;
-                answer = tokio::time::timeout_at(deadline, node.hand_over(group, &command, attempt)).await;
+                answer = tokio::time::timeout_at(deadline, node.hand_over(group, &command, room, attempt)).await;
             }
             Err(NodeError::OutcomeUnknown { shard })
         })
@@ -140,10 +161,16 @@ impl Node {
         &self,
         group: GroupId,
         command: &Bytes,
+        room: Room,
         attempt: usize,
     ) -> BoxFuture<'static, Result<Answer, DriveError>> {
         let peer = match self.leader(group, attempt) {
-            Leader::Here => return self.driver.propose(group, self.stamped(command)).boxed(),
+            Leader::Here => match self.disk.room() {
+                Err(full) if room == Room::Needed => {
+                    return std::future::ready(Err(DriveError::DiskFull(full))).boxed();
+                }
+                _ => return self.driver.propose(group, self.stamped(command)).boxed(),
+            },
             Leader::There(peer) => peer,
             Leader::Unknown(reason) => return std::future::ready(Err(DriveError::NotReady(reason))).boxed(),
         };
@@ -220,6 +247,10 @@ impl Node {
         group: GroupId,
         command: Vec<u8>,
     ) -> Result<impl Future<Output = Result<Vec<u8>, DriveError>> + use<>, DriveError> {
+        // What needs none is proposed by leaders alone, or goes to the meta group.
+        if group != GroupId(META_GROUP) {
+            self.disk.room().map_err(DriveError::DiskFull)?;
+        }
         let admitted = self.admit(command.len()).await.map_err(|_| DriveError::NotReady("its leader is busy"))?;
         let answer = self.driver.propose(group, self.stamped(&command));
         Ok(async move {

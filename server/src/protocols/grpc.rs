@@ -78,6 +78,16 @@ pub async fn serve(
 /// Metadata key of the delay after which a refused call may be tried again, in milliseconds.
 const RETRY_AFTER: &str = "galoo-retry-after-ms";
 
+/// When a write that met a full disk may be tried again.
+const DISK_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+fn refused_for(retry_after: Duration, message: String) -> Status {
+    let mut status = Status::new(Code::ResourceExhausted, message);
+    let delay = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+    status.metadata_mut().insert(RETRY_AFTER, MetadataValue::from(delay));
+    status
+}
+
 impl From<NodeError> for Status {
     fn from(error: NodeError) -> Self {
         let message = error.to_string();
@@ -86,12 +96,8 @@ impl From<NodeError> for Status {
             NodeError::UnknownGame(_) | NodeError::UnknownRollup(_) => Self::not_found(message),
             NodeError::GameExists(_) | NodeError::RollupExists(_) => Self::already_exists(message),
             NodeError::Refused(_) | NodeError::NotHere { .. } => Self::failed_precondition(message),
-            NodeError::Busy { retry_after } => {
-                let mut status = Self::new(Code::ResourceExhausted, message);
-                let delay = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
-                status.metadata_mut().insert(RETRY_AFTER, MetadataValue::from(delay));
-                status
-            }
+            NodeError::DiskFull(_) => refused_for(DISK_RETRY_AFTER, message),
+            NodeError::Busy { retry_after } => refused_for(retry_after, message),
             NodeError::Unavailable { .. } | NodeError::Stopping => Self::unavailable(message),
             NodeError::OutcomeUnknown { .. } => Self::unknown(message),
             NodeError::Storage(galoo_storage::Error::Cursor) => Self::invalid_argument(message),

@@ -26,7 +26,7 @@ use tonic::{Request, Status, transport::Channel};
 use tracing::{info, warn};
 
 use super::{Stated, connect};
-use crate::driver::DriveError;
+use crate::{disk::DiskFull, driver::DriveError};
 
 /// Bytes of Raft messages that wait for one node; further ones are dropped.
 const OUTBOX_BYTES_MAX: usize = 64 << 20;
@@ -133,6 +133,9 @@ fn not_done(answer: NotDone) -> DriveError {
     match answer.reason() {
         Reason::NotLeader => DriveError::NotLeader { leader: answer.leader },
         Reason::NotReady => DriveError::NotReady("its leader cannot take it at the moment"),
+        Reason::DiskFull => {
+            DriveError::DiskFull(DiskFull { free_bytes: answer.free_bytes, reserve_bytes: answer.reserve_bytes })
+        }
         Reason::OutcomeUnknown | Reason::Unspecified => DriveError::OutcomeUnknown,
     }
 }

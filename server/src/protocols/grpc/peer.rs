@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 use tracing::warn;
 
 use crate::{
+    disk::DiskFull,
     door::{Door, FormError},
     driver::DriveError,
     node::Node,
@@ -28,12 +29,15 @@ pub(super) struct PeerService(pub(super) Arc<Door>);
 const FORWARDED_MAX: usize = 4_096;
 
 fn not_done(error: DriveError) -> NotDone {
-    let (reason, leader) = match error {
-        DriveError::NotLeader { leader } => (Reason::NotLeader, leader),
-        DriveError::NotReady(_) => (Reason::NotReady, 0),
-        DriveError::OutcomeUnknown => (Reason::OutcomeUnknown, 0),
-    };
-    NotDone { reason: reason.into(), leader }
+    let because = |reason: Reason| NotDone { reason: reason.into(), ..Default::default() };
+    match error {
+        DriveError::NotLeader { leader } => NotDone { leader, ..because(Reason::NotLeader) },
+        DriveError::NotReady(_) => because(Reason::NotReady),
+        DriveError::DiskFull(DiskFull { free_bytes, reserve_bytes }) => {
+            NotDone { free_bytes, reserve_bytes, ..because(Reason::DiskFull) }
+        }
+        DriveError::OutcomeUnknown => because(Reason::OutcomeUnknown),
+    }
 }
 
 impl From<FormError> for Status {
