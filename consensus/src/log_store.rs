@@ -130,24 +130,40 @@ mod tests {
     fn stores_agree() {
         let folder = tempfile::tempdir().expect("folder");
         let memory = MemoryLog::default();
-        let (a, b) = (GroupId(1), GroupId(2));
+        let (a, b, c) = (GroupId(1), GroupId(2), GroupId(3));
         let record = GroupRecord { place: 7, voters: vec![1], ..Default::default() };
         let cut = GroupRecord { cut_index: 2, cut_term: 1, ..record.clone() };
         let hard = HardState { term: 3, vote: 1, commit: 2, ..Default::default() };
         let gone = GroupRecord { destroyed: true, ..record.clone() };
         let made = GroupWrite { record: Some(record.clone()), ..Default::default() };
         let entries = |entries: Vec<Entry>| GroupWrite { entries, ..Default::default() };
+        let other = GroupRecord { place: 8, cut_index: 90, cut_term: 3, ..record.clone() };
+        let at_90 = HardState { commit: 90, ..hard.clone() };
+        let switch = GroupWrite {
+            record: Some(other.clone()),
+            hard_state: Some(at_90.clone()),
+            clear: true,
+            ..entries(vec![entry(91, 3)])
+        };
         let rounds: Vec<Vec<(GroupId, GroupWrite)>> = vec![
             vec![(a, made.clone()), (b, made)],
             vec![(a, entries((1..=5).map(|i| entry(i, 1)).collect())), (b, entries(vec![entry(1, 1)]))],
             vec![(a, GroupWrite { hard_state: Some(hard.clone()), ..entries(vec![entry(4, 2)]) })],
             vec![(a, GroupWrite { record: Some(cut.clone()), cut: Some(2), ..Default::default() })],
             vec![(b, GroupWrite { record: Some(gone.clone()), clear: true, ..Default::default() })],
+            // A snapshot is switched to, and entries behind it come with it.
+            vec![(c, GroupWrite { record: Some(record.clone()), ..entries(vec![entry(1, 1), entry(2, 1)]) })],
+            vec![(c, GroupWrite { hard_state: Some(hard.clone()), ..Default::default() })],
+            vec![(c, switch)],
         ];
         let check = |log: &dyn LogStore| {
             let mut groups = log.groups().expect("groups");
             groups.sort_by_key(|(group, _)| *group);
-            assert_eq!(groups, vec![(a, cut.clone()), (b, gone.clone())]);
+            assert_eq!(groups, vec![(a, cut.clone()), (b, gone.clone()), (c, other.clone())]);
+            assert_eq!(log.record(c).expect("record"), Some(other.clone()));
+            assert_eq!(log.record(GroupId(4)).expect("record"), None);
+            assert_eq!(terms(log, c), vec![(91, 3)]);
+            assert_eq!(log.hard_state(c).expect("hard state"), Some(at_90.clone()));
             assert_eq!(terms(log, a), vec![(3, 1), (4, 2)]);
             assert_eq!(terms(log, b), vec![]);
             assert_eq!(log.hard_state(a).expect("hard state"), Some(hard.clone()));

@@ -1,3 +1,5 @@
+mod snapshots;
+
 use super::*;
 use crate::log_store::memory::MemoryLog;
 
@@ -10,21 +12,49 @@ struct Nodes {
     reads: Vec<(usize, Ticket, u64)>,
     lost: Vec<Ticket>,
     cut_off: BTreeSet<u64>,
+    told: Told,
+}
+
+/// What the callers were told of snapshots: where, and what.
+#[derive(Default)]
+struct Told {
+    wanted: Vec<(usize, u64)>,
+    released: Vec<(usize, Offer)>,
+    fetch: Vec<(usize, Fetch)>,
+    installed: Vec<(usize, u64, u64)>,
+    discarded: Vec<(usize, u64)>,
+    unknown: Vec<Ticket>,
+}
+
+impl Told {
+    fn take(&mut self, at: usize, effects: &mut Effects) {
+        self.wanted.extend(effects.snapshots_wanted.drain(..).map(|(_, to)| (at, to)));
+        self.released.extend(effects.released.drain(..).map(|(_, offer)| (at, offer)));
+        self.fetch.extend(effects.fetch.drain(..).map(|(_, fetch)| (at, fetch)));
+        self.installed.extend(effects.installed.drain(..).map(|(_, place, index)| (at, place, index)));
+        self.discarded.extend(effects.discarded.drain(..).map(|(_, place)| (at, place)));
+        self.unknown.append(&mut effects.unknown);
+    }
 }
 
 impl Nodes {
     fn new(count: u64) -> Self {
+        Self::with_limits(count, Limits::default())
+    }
+
+    fn with_limits(count: u64, limits: Limits) -> Self {
         let voters: Vec<u64> = (1..=count).collect();
         let open = |node: &u64| {
             let log = Arc::new(MemoryLog::default());
-            let mut raft = RaftLoop::new(*node, log, Timing { seed: 7, ..Timing::default() }).expect("new");
+            let raft = RaftLoop::new(*node, log, Timing { seed: 7, ..Timing::default() }).expect("new");
+            let mut raft = raft.with_limits(limits);
             let record = GroupRecord { voters: voters.clone(), ..Default::default() };
             raft.open(GROUP, record, 0).expect("open");
             raft
         };
         let loops: Vec<_> = voters.iter().map(open).collect();
         let applied = vec![Vec::new(); loops.len()];
-        Self { loops, applied, reads: vec![], lost: vec![], cut_off: BTreeSet::new() }
+        Self { loops, applied, reads: vec![], lost: vec![], cut_off: BTreeSet::new(), told: Told::default() }
     }
 
     /// Runs turns and carries messages until nothing moves.
@@ -37,7 +67,8 @@ impl Nodes {
                 moved |= !turn.writes.is_empty();
                 messages.extend(turn.messages);
                 raft.log.write(&turn.writes).expect("write");
-                let effects = raft.written();
+                let mut effects = raft.written();
+                self.told.take(at, &mut effects);
                 messages.extend(effects.messages);
                 self.lost.extend(effects.lost);
                 self.reads.extend(effects.reads.into_iter().map(|(_, ticket, index)| (at, ticket, index)));
