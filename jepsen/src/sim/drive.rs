@@ -42,7 +42,7 @@ impl World {
             match packet {
                 Packet::Raft(message) => {
                     if let Some(process) = &mut self.nodes[at].process {
-                        process.raft.step(GROUP, message).expect("no message of a member is refused");
+                        process.raft.step(GROUP, *message).expect("no message of a member is refused");
                     }
                 }
                 Packet::Request(request) => self.requested(at, from, &request),
@@ -90,7 +90,7 @@ impl World {
     fn send(&mut self, messages: Vec<(galoo_consensus::GroupId, Message)>) {
         for (_, message) in messages {
             let (from, to) = (Place::Node(message.from), Place::Node(message.to));
-            self.network.send(self.now, from, to, Packet::Raft(message), &mut self.chance);
+            self.network.send(self.now, from, to, Packet::Raft(Box::new(message)), &mut self.chance);
         }
     }
 

@@ -17,7 +17,7 @@ pub(crate) enum Place {
 /// What is on its way.
 #[derive(Clone)]
 pub(crate) enum Packet {
-    Raft(Message),
+    Raft(Box<Message>),
     Request(Request),
     Answer {
         number: u64,
