@@ -156,7 +156,7 @@ async fn story(args: &DemoArgs, cluster: &mut Cluster, tell: &mut Tell) -> Resul
 async fn formed(cluster: &mut Cluster, tell: &mut Tell) -> Result<Client, Failure> {
     let started = Instant::now();
     cluster.start().await?;
-    let client = Client::connect(&cluster.grpc()).await?;
+    let client = Client::connect(&cluster.addresses()).await?;
     let game = client.create_game(GAME, 0, 0).await?;
     let mut sql = Sql::connect(cluster.pg()).await?;
     sql.rows(&format!("CREATE ROLLUP {ROLLUP} AS {ROLLUP_SELECT}")).await?;

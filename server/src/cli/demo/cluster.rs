@@ -110,7 +110,7 @@ impl Cluster {
     }
 
     fn spawn(&mut self, node: usize) -> anyhow::Result<()> {
-        let join = self.nodes.iter().map(|node| node.grpc.to_string()).collect::<Vec<_>>().join(",");
+        let join = self.addresses();
         let node = &mut self.nodes[node];
         let log = File::options().create(true).append(true).open(&node.log).context("a node's log")?;
         let mut command = Command::new(&self.binary);
@@ -251,6 +251,11 @@ impl Cluster {
             all.push(shards.iter().map(replica).collect::<Option<_>>().context("a checksum that cannot be read")?);
         }
         Ok(all)
+    }
+
+    /// Where all nodes speak gRPC, as `--join` and clients take it.
+    pub(super) fn addresses(&self) -> String {
+        self.nodes.iter().map(|node| node.grpc.to_string()).collect::<Vec<_>>().join(",")
     }
 
     /// A row for each node.

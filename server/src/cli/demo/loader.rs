@@ -38,8 +38,6 @@ const BATCH_EVENTS: usize = 1_000;
 const WINDOW: usize = 16;
 /// More events than this are never unanswered at a time.
 pub(super) const ON_THE_WAY_MAX: u64 = (BATCH_EVENTS * WINDOW * 2) as u64;
-/// A stream carries so many batches; one that broke is then replaced.
-const STREAM_BATCHES: u64 = 64;
 /// Batches and changes that wait to be sent.
 const PIECES_AHEAD_MAX: usize = 64;
 /// Changes of state on their way at once.
@@ -180,8 +178,6 @@ fn play(config: Config, pieces: &mpsc::Sender<Piece>) -> anyhow::Result<()> {
 
 /// Numbered batches on their way, counted when they are acknowledged.
 struct Batches {
-    producer: Producer,
-    stream: Option<AppendStream>,
     next: u64,
     waiting: VecDeque<Vec<Event>>,
     tally: Tally,
@@ -189,29 +185,11 @@ struct Batches {
 }
 
 impl Batches {
-    async fn send(&mut self, events: Vec<Event>) -> Result<(), Failure> {
-        if self.next.is_multiple_of(STREAM_BATCHES) {
-            self.finish().await?;
-        }
-        let mut stream = match self.stream.take() {
-            Some(stream) => stream,
-            None => self.producer.stream(WINDOW).await?,
-        };
+    async fn send(&mut self, stream: &mut AppendStream, events: Vec<Event>) -> Result<(), Failure> {
         self.waiting.push_back(events.clone());
         let answers = stream.send(self.next, events, false).await?;
         self.next += 1;
-        self.stream = Some(stream);
         self.acknowledged(answers)
-    }
-
-    async fn finish(&mut self) -> Result<(), Failure> {
-        match self.stream.take() {
-            Some(stream) => {
-                let answers = stream.finish().await?;
-                self.acknowledged(answers)
-            }
-            None => Ok(()),
-        }
     }
 
     fn acknowledged(&mut self, answers: Vec<Answer>) -> Result<(), Failure> {
@@ -258,8 +236,8 @@ async fn simulated(config: Config, client: Client, meter: Meter) -> Result<Loade
     let (sender, mut pieces) = mpsc::channel(PIECES_AHEAD_MAX);
     let played = tokio::task::spawn_blocking(move || play(config, &sender));
     let producer = Producer::register(&client, GAME, "demo:events").await?;
-    let mut batches =
-        Batches { producer, stream: None, next: 0, waiting: VecDeque::new(), tally: Tally::default(), meter };
+    let mut stream = producer.stream(WINDOW).await?;
+    let mut batches = Batches { next: 0, waiting: VecDeque::new(), tally: Tally::default(), meter };
     let state = Acknowledged::default();
     let (mut lanes, mut running) = (Vec::new(), JoinSet::new());
     for number in 0..LANES {
@@ -270,7 +248,7 @@ async fn simulated(config: Config, client: Client, meter: Meter) -> Result<Loade
     }
     while let Some(piece) = pieces.recv().await {
         match piece {
-            Piece::Events(events) => batches.send(events).await?,
+            Piece::Events(events) => batches.send(&mut stream, events).await?,
             Piece::State(change) => {
                 let mut hash = DefaultHasher::new();
                 change.player_id.hash(&mut hash);
@@ -282,7 +260,7 @@ async fn simulated(config: Config, client: Client, meter: Meter) -> Result<Loade
             }
         }
     }
-    batches.finish().await?;
+    batches.acknowledged(stream.finish().await?)?;
     drop((lanes, pieces));
     while let Some(ended) = running.join_next().await {
         ended.context("a lane")??;
