@@ -4,33 +4,37 @@
 //! groups' changes with one sync and hands on what is committed. Apply threads own the state machines, each group on one
 //! of them, answer proposals, and serve what must run between two commands ([`Driver::with_machine`]). What waits is
 //! bounded by bytes before it comes here (see [`crate::node`] and [`crate::transport`]).
-//!
-//! Messages that need no disk are handed to the transport before the local write begins, the others when it has
-//! returned: a leader's entries are on their way to a majority while it writes its own.
 
 mod apply;
+mod raft;
+mod snapshots;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::Sender;
 use galoo_consensus::{
-    Committed, GroupId, StateMachine, Ticket,
-    log_store::{GroupRecord, LogStore, shared::SharedLog},
-    raft_loop::{RaftLoop, Refused, Role, Timing},
+    GroupId,
+    log_store::{GroupRecord, shared::SharedLog},
+    raft_loop::{Limits, Offer, RaftLoop, Refused, Role, Timing},
     wire,
 };
+use galoo_storage::snapshot::Export;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
-use tracing::{error, info, warn};
+use tracing::error;
 
-use self::apply::{ApplyInput, ApplyWorker};
+pub use self::snapshots::{Frozen, Move, Store};
+use self::{
+    apply::{ApplyInput, ApplyWorker},
+    raft::RaftThread,
+};
 use crate::{
     disk::DiskFull,
     machine::{Answer, Machine},
@@ -39,15 +43,6 @@ use crate::{
 
 /// A tick of Raft's clock.
 pub const TICK: Duration = Duration::from_millis(100);
-/// Inputs that one turn takes at most: more wait for the next one.
-const TURN_INPUTS_MAX: usize = 1_024;
-/// Entries that a cut of the log must drop to be worth a write.
-const CUT_ENTRIES_MIN: u64 = 1_024;
-/// Bytes of commands that are committed and not applied; while there are more, messages that bring entries are dropped,
-/// as if the network had lost them: their leader sends them again later.
-const BACKLOG_BYTES_MAX: usize = 128 << 20;
-/// Ticks between two looks for callers that wait no more.
-const SWEEP_TICKS: u32 = 50;
 
 /// Why a proposal or a read was not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -116,7 +111,35 @@ enum Input {
         group: GroupId,
         persisted: u64,
     },
+    /// A state was frozen for followers; `None` when it could not be.
+    Frozen {
+        group: GroupId,
+        offer: Option<Offer>,
+    },
+    /// Somebody pulls from what the group offers.
+    Pulled {
+        group: GroupId,
+    },
+    /// A pulled state is durable.
+    Install {
+        group: GroupId,
+        index: u64,
+        place: u64,
+    },
+    /// A state could not be pulled.
+    Abandon {
+        group: GroupId,
+    },
     Stop,
+}
+
+/// How the threads are run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Threads that apply commands.
+    pub apply_threads: usize,
+    /// Bytes of log above which also a few entries are worth a cut.
+    pub log_bytes: u64,
 }
 
 /// Handle on the threads; clones share it. The threads end when [`Driver::stop`] is called.
@@ -125,6 +148,7 @@ pub struct Driver {
     inputs: Sender<Input>,
     apply: Arc<[Sender<ApplyInput>]>,
     roles: watch::Receiver<Arc<HashMap<GroupId, Role>>>,
+    store: Arc<Store>,
     threads: Arc<std::sync::Mutex<Vec<JoinHandle<()>>>>,
 }
 
@@ -134,18 +158,21 @@ impl Driver {
         node: u64,
         log: Arc<SharedLog>,
         timing: Timing,
-        apply_threads: usize,
+        options: Options,
         transport: Arc<Transport>,
+        store: Arc<Store>,
     ) -> galoo_consensus::Result<Self> {
-        let raft = RaftLoop::new(node, log.clone(), timing)?;
+        // A follower that is further behind than half of the log that is kept gets a snapshot.
+        let limits = Limits { lag_bytes_max: options.log_bytes / 2, ..Limits::default() };
+        let raft = RaftLoop::new(node, log.clone(), timing)?.with_limits(limits);
         let (inputs, received) = crossbeam_channel::unbounded();
         let (roles_sender, roles) = watch::channel(Arc::default());
         let mut threads = Vec::new();
         let mut apply = Vec::new();
         let backlog = Arc::new(AtomicUsize::new(0));
-        for place in 0..apply_threads.max(1) {
+        for place in 0..options.apply_threads.max(1) {
             let (sender, received) = crossbeam_channel::unbounded();
-            let worker = ApplyWorker::new(inputs.clone(), backlog.clone());
+            let worker = ApplyWorker::new(inputs.clone(), backlog.clone(), store.clone());
             threads.push(spawn(format!("apply-{place}"), move || worker.run(&received))?);
             apply.push(sender);
         }
@@ -153,7 +180,10 @@ impl Driver {
         let raft_thread = RaftThread {
             raft,
             log,
+            log_bytes: options.log_bytes,
             transport,
+            store: store.clone(),
+            freezing: HashSet::new(),
             backlog,
             apply: apply.clone(),
             roles: roles_sender,
@@ -162,7 +192,7 @@ impl Driver {
             tickets: AtomicU64::new(1),
         };
         threads.push(spawn("raft".to_owned(), move || raft_thread.run(&received))?);
-        Ok(Self { inputs, apply, roles, threads: Arc::new(std::sync::Mutex::new(threads)) })
+        Ok(Self { inputs, apply, roles, store, threads: Arc::new(std::sync::Mutex::new(threads)) })
     }
 
     /// Makes or opens a group on this node; returns when it takes part.
@@ -205,6 +235,23 @@ impl Driver {
     /// Takes a message of another node; `permit` is its share of what may wait.
     pub fn step(&self, group: GroupId, message: wire::Message, permit: OwnedSemaphorePermit) {
         self.send(Input::Step { group, message: Box::new(message), _permit: permit });
+    }
+
+    /// The frozen state of this name, while the group offers it; it is not given up for being idle.
+    pub fn pulled(&self, group: GroupId, name: &[u8]) -> Option<Arc<Export>> {
+        let export = self.store.frozen.get(group, name)?;
+        self.send(Input::Pulled { group });
+        Some(export)
+    }
+
+    /// Tells that a state that was pulled is durable in a keyspace of its own.
+    pub fn install(&self, group: GroupId, index: u64, place: u64) {
+        self.send(Input::Install { group, index, place });
+    }
+
+    /// Tells that a state could not be pulled.
+    pub fn abandon(&self, group: GroupId) {
+        self.send(Input::Abandon { group });
     }
 
     /// Lets the group's log go below what survives a crash.
@@ -262,177 +309,4 @@ fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> galoo_consensus:
 fn apply_thread(apply: &[Sender<ApplyInput>], group: GroupId) -> &Sender<ApplyInput> {
     let place = group.0 % apply.len() as u64;
     &apply[usize::try_from(place).unwrap_or(0)]
-}
-
-struct RaftThread {
-    raft: RaftLoop,
-    log: Arc<SharedLog>,
-    transport: Arc<Transport>,
-    /// Bytes of commands that were handed to apply threads and are not applied yet.
-    backlog: Arc<AtomicUsize>,
-    apply: Arc<[Sender<ApplyInput>]>,
-    roles: watch::Sender<Arc<HashMap<GroupId, Role>>>,
-    proposals: HashMap<Ticket, Reply<Answer>>,
-    reads: HashMap<Ticket, Reply<u64>>,
-    tickets: AtomicU64,
-}
-
-impl RaftThread {
-    fn run(mut self, inputs: &Receiver<Input>) {
-        let mut next_tick = Instant::now() + TICK;
-        let mut ticks = 0;
-        loop {
-            match inputs.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
-                Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Ok(input) => self.take(input),
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            let mut stopped = false;
-            for input in inputs.try_iter().take(TURN_INPUTS_MAX) {
-                stopped |= matches!(input, Input::Stop);
-                self.take(input);
-            }
-            if stopped {
-                break;
-            }
-            if Instant::now() >= next_tick {
-                self.raft.tick();
-                ticks += 1;
-                if ticks % SWEEP_TICKS == 0 {
-                    self.proposals.retain(|_, reply| !reply.is_closed());
-                    self.reads.retain(|_, reply| !reply.is_closed());
-                }
-                next_tick = Instant::now() + TICK;
-            }
-            if let Err(failure) = self.turns() {
-                // What was written is not known: this node can promise nothing more.
-                error!(%failure, "the shared log failed; the node stops taking part");
-                break;
-            }
-        }
-    }
-
-    fn ticket(&self) -> Ticket {
-        Ticket(self.tickets.fetch_add(1, Ordering::Relaxed))
-    }
-
-    fn take(&mut self, input: Input) {
-        match input {
-            Input::Open { group, record, machine, done } => {
-                let opened = match machine.persisted() {
-                    Ok(_) => self.raft.open(group, record, machine.applied()),
-                    Err(error) => Err(galoo_consensus::Error::Damaged { group, reason: error.to_string() }),
-                };
-                if opened.is_ok() {
-                    self.hand_on(group, ApplyInput::Open { group, machine });
-                }
-                let _ = done.send(opened);
-            }
-            Input::Destroy { group, done } => {
-                self.hand_on(group, ApplyInput::Destroy { group });
-                let _ = done.send(self.raft.destroy(group));
-            }
-            Input::Propose { group, data, reply } => {
-                let ticket = self.ticket();
-                match self.raft.propose(group, ticket, data) {
-                    Ok(()) => {
-                        self.proposals.insert(ticket, reply);
-                    }
-                    Err(refused) => {
-                        let _ = reply.send(Err(refused.into()));
-                    }
-                }
-            }
-            Input::Read { group, reply } => {
-                let ticket = self.ticket();
-                match self.raft.read(group, ticket) {
-                    Ok(()) => {
-                        self.reads.insert(ticket, reply);
-                    }
-                    Err(refused) => {
-                        let _ = reply.send(Err(refused.into()));
-                    }
-                }
-            }
-            Input::Step { group, message, _permit } => {
-                let brings = wire::entry_bytes(&message);
-                if brings > 0 && self.backlog.load(Ordering::Relaxed) > BACKLOG_BYTES_MAX {
-                    metrics::counter!("galoo_raft_messages_dropped_total", "to" => "self").increment(1);
-                } else if let Err(failure) = self.raft.step(group, *message) {
-                    warn!(%group, %failure, "a message of another node is refused");
-                }
-            }
-            Input::Applied { group, index } => self.raft.applied(group, index),
-            Input::Cut { group, persisted } => {
-                if let Err(failure) = self.raft.cut(group, persisted, CUT_ENTRIES_MIN) {
-                    error!(%failure, "the log could not be cut");
-                }
-            }
-            Input::Stop => {}
-        }
-    }
-
-    /// Hands messages to the transport; what it drops is told to Raft, which sends it again.
-    fn send(&mut self, messages: Vec<(GroupId, wire::Message)>) {
-        for (group, message) in messages {
-            if !self.transport.send(group, &message) {
-                self.raft.report_unreachable(group, message.to);
-            }
-        }
-    }
-
-    /// Turns the loop until no group has work.
-    fn turns(&mut self) -> galoo_consensus::Result<()> {
-        loop {
-            let turn = self.raft.turn();
-            if turn.writes.is_empty() {
-                return Ok(());
-            }
-            self.send(turn.messages);
-            let changed = turn.writes.iter().any(|(_, write)| {
-                write.record.is_some() || write.hard_state.is_some() || !write.entries.is_empty() || write.cut.is_some()
-            });
-            if changed {
-                let started = Instant::now();
-                self.log.write(&turn.writes)?;
-                metrics::histogram!("galoo_log_write_seconds").record(started.elapsed().as_secs_f64());
-            }
-            let effects = self.raft.written();
-            self.send(effects.messages);
-            for (group, entries) in effects.committed {
-                let with_replies = entries.into_iter().map(|entry| {
-                    let reply = entry.ticket.and_then(|ticket| self.proposals.remove(&ticket));
-                    (entry, reply)
-                });
-                let entries: Vec<(Committed, _)> = with_replies.collect();
-                let bytes = entries.iter().map(|(entry, _)| entry.data.len()).sum();
-                self.backlog.fetch_add(bytes, Ordering::Relaxed);
-                self.hand_on(group, ApplyInput::Entries { group, entries });
-            }
-            for (_, ticket, index) in effects.reads {
-                if let Some(reply) = self.reads.remove(&ticket) {
-                    let _ = reply.send(Ok(index));
-                }
-            }
-            for ticket in effects.lost {
-                if let Some(reply) = self.proposals.remove(&ticket) {
-                    let _ = reply.send(Err(DriveError::NotReady("its leader changed")));
-                }
-            }
-            if !effects.roles.is_empty() {
-                self.roles.send_modify(|roles| {
-                    let mut changed = HashMap::clone(roles);
-                    for (group, role) in &effects.roles {
-                        info!(%group, leader = role.leader, term = role.term, leads = role.leads, "role");
-                        changed.insert(*group, *role);
-                    }
-                    *roles = Arc::new(changed);
-                });
-            }
-        }
-    }
-
-    fn hand_on(&self, group: GroupId, input: ApplyInput) {
-        let _ = apply_thread(&self.apply, group).send(input);
-    }
 }

@@ -4,14 +4,16 @@ use std::{fmt, sync::Arc};
 
 use galoo_cluster::meta::{MetaState, RecordChange, Unreadable};
 use galoo_consensus::StateMachine;
-use galoo_proto::{Keyspace, command::Outcome, meta::MetaOutcome};
+use galoo_proto::{GameId, Keyspace, ShardId, command::Outcome, meta::MetaOutcome};
 use galoo_storage::{
     engine::{Direction, Engine, Family, WriteBatch},
+    segment::SegmentFiles,
     shard::Shard,
+    snapshot::Export,
 };
 use tokio::sync::watch;
 
-/// The keyspace of the meta group; shards' start behind it.
+/// The meta group's first keyspace; shards' start behind it. A snapshot moves the group to another one.
 pub const META_KEYSPACE: Keyspace = Keyspace(0);
 
 /// A replicated state machine.
@@ -68,14 +70,46 @@ impl StateMachine for Machine {
     }
 }
 
+impl Machine {
+    /// The keyspace that holds its state.
+    pub fn keyspace(&self) -> Keyspace {
+        match self {
+            Self::Shard(shard) => shard.keyspace(),
+            Self::Meta(meta) => meta.keyspace,
+        }
+    }
+
+    /// Freezes the state as it is between two commands.
+    pub fn freeze(&self, engine: &dyn Engine, files: &SegmentFiles) -> Result<Export, MachineError> {
+        Ok(match self {
+            Self::Shard(shard) => Export::of_shard(engine.snapshot(), shard.keyspace(), files)?,
+            Self::Meta(meta) => Export::of_rows(engine.snapshot(), meta.keyspace),
+        })
+    }
+
+    /// The same machine on the state in another keyspace.
+    pub fn moved(&self, engine: &Arc<dyn Engine>, keyspace: Keyspace) -> Result<Self, MachineError> {
+        Ok(match self {
+            Self::Shard(shard) => {
+                let state = shard.state();
+                let range = state.range.unwrap_or_default().into();
+                let (id, game) = (ShardId(state.shard), GameId(state.game));
+                Self::Shard(Box::new(Shard::open(engine.clone(), keyspace, id, game, range)?))
+            }
+            Self::Meta(meta) => Self::Meta(meta.moved(keyspace)?),
+        })
+    }
+}
+
 /// The meta group's state with the engine that keeps its records.
 ///
 /// ```text
-/// meta family   keyspace u64 = 0 | 0x01             -> applied index u64 (big-endian)
-///               keyspace u64 = 0 | 0x02 record key  -> record
+/// meta family   keyspace u64 | 0x01             -> applied index u64 (big-endian)
+///               keyspace u64 | 0x02 record key  -> record
 /// ```
 pub struct MetaMachine {
     engine: Arc<dyn Engine>,
+    keyspace: Keyspace,
     applied: u64,
     state: MetaState,
     changed: watch::Sender<Arc<MetaState>>,
@@ -84,8 +118,8 @@ pub struct MetaMachine {
 const APPLIED: u8 = 1;
 const RECORD: u8 = 2;
 
-fn key(tag: u8, rest: &[u8]) -> Vec<u8> {
-    [&META_KEYSPACE.0.to_be_bytes(), &[tag][..], rest].concat()
+fn key(keyspace: Keyspace, tag: u8, rest: &[u8]) -> Vec<u8> {
+    [&keyspace.0.to_be_bytes(), &[tag][..], rest].concat()
 }
 
 fn index(bytes: Option<Vec<u8>>) -> u64 {
@@ -102,25 +136,39 @@ impl MetaMachine {
     /// Writes the first records of a cluster that is being formed, durably, in place of those of an earlier attempt.
     pub fn form(engine: &dyn Engine, records: Vec<RecordChange>) -> Result<(), MachineError> {
         let mut batch = WriteBatch::default();
-        batch.delete_range(Family::Meta, key(RECORD, &[])..key(RECORD + 1, &[]));
-        put_records(&mut batch, records);
+        batch.delete_range(Family::Meta, key(META_KEYSPACE, RECORD, &[])..key(META_KEYSPACE, RECORD + 1, &[]));
+        put_records(&mut batch, META_KEYSPACE, records);
         engine.write(batch)?;
         Ok(engine.flush()?)
     }
 
     /// Opens the state and returns where its changes can be watched.
-    pub fn open(engine: Arc<dyn Engine>) -> Result<(Self, watch::Receiver<Arc<MetaState>>), MachineError> {
+    pub fn open(
+        engine: Arc<dyn Engine>,
+        keyspace: Keyspace,
+    ) -> Result<(Self, watch::Receiver<Arc<MetaState>>), MachineError> {
+        let (state, applied) = Self::load(engine.as_ref(), keyspace)?;
+        let (changed, watched) = watch::channel(Arc::new(state.clone()));
+        Ok((Self { engine, keyspace, applied, state, changed }, watched))
+    }
+
+    fn load(engine: &dyn Engine, keyspace: Keyspace) -> Result<(MetaState, u64), MachineError> {
         let mut records = Vec::new();
-        let (start, end) = (key(RECORD, &[]), key(RECORD + 1, &[]));
+        let (start, end) = (key(keyspace, RECORD, &[]), key(keyspace, RECORD + 1, &[]));
         let mut rows = engine.rows(Family::Meta, &start..&end, Direction::Forward)?;
         while let Some((key, value)) = rows.next()? {
             records.push((key[start.len()..].to_vec(), value.to_vec()));
         }
         drop(rows);
         let state = MetaState::load(records.iter().map(|(key, value)| (key.as_slice(), value.as_slice())))?;
-        let applied = index(engine.get(Family::Meta, &key(APPLIED, &[]))?);
-        let (changed, watched) = watch::channel(Arc::new(state.clone()));
-        Ok((Self { engine, applied, state, changed }, watched))
+        Ok((state, index(engine.get(Family::Meta, &key(keyspace, APPLIED, &[]))?)))
+    }
+
+    /// The same machine, with those who watch it, on the state in another keyspace.
+    fn moved(&self, keyspace: Keyspace) -> Result<Self, MachineError> {
+        let (state, applied) = Self::load(self.engine.as_ref(), keyspace)?;
+        self.changed.send_replace(Arc::new(state.clone()));
+        Ok(Self { engine: self.engine.clone(), keyspace, applied, state, changed: self.changed.clone() })
     }
 
     fn apply(&mut self, index: u64, data: &[u8]) -> Result<MetaOutcome, MachineError> {
@@ -130,10 +178,10 @@ impl MetaMachine {
             MetaOutcome::default()
         } else {
             let (outcome, changes) = self.state.apply(data)?;
-            put_records(&mut batch, changes);
+            put_records(&mut batch, self.keyspace, changes);
             outcome
         };
-        batch.put(Family::Meta, key(APPLIED, &[]), index.to_be_bytes().to_vec());
+        batch.put(Family::Meta, key(self.keyspace, APPLIED, &[]), index.to_be_bytes().to_vec());
         self.engine.write(batch)?;
         self.applied = index;
         if self.changed.borrow().version() != self.state.version() {
@@ -143,15 +191,15 @@ impl MetaMachine {
     }
 
     fn persisted(&self) -> Result<u64, MachineError> {
-        Ok(index(self.engine.get_persisted(Family::Meta, &key(APPLIED, &[]))?))
+        Ok(index(self.engine.get_persisted(Family::Meta, &key(self.keyspace, APPLIED, &[]))?))
     }
 }
 
-fn put_records(batch: &mut WriteBatch, changes: Vec<RecordChange>) {
+fn put_records(batch: &mut WriteBatch, keyspace: Keyspace, changes: Vec<RecordChange>) {
     for (record, value) in changes {
         match value {
-            Some(value) => batch.put(Family::Meta, key(RECORD, &record), value),
-            None => batch.delete(Family::Meta, key(RECORD, &record)),
+            Some(value) => batch.put(Family::Meta, key(keyspace, RECORD, &record), value),
+            None => batch.delete(Family::Meta, key(keyspace, RECORD, &record)),
         }
     }
 }

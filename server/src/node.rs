@@ -10,11 +10,15 @@ mod games;
 mod place;
 mod reads;
 mod rollups;
+mod snapshots;
 mod status;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -34,7 +38,7 @@ use galoo_proto::{
     validate::Invalid,
 };
 use galoo_storage::{compaction, engine::Engine, segment::SegmentFiles, shard::Shard};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
 pub use self::append::PartResult;
@@ -43,7 +47,7 @@ use crate::{
     data_folder::Identity,
     disk::{self, Disk, DiskFull},
     door::Door,
-    driver::{DriveError, Driver},
+    driver::{DriveError, Driver, Frozen, Options, Store},
     machine::{META_KEYSPACE, Machine, MetaMachine},
     transport::Transport,
 };
@@ -139,8 +143,9 @@ pub struct Node {
     driver: Driver,
     meta: watch::Receiver<Arc<MetaState>>,
     router: watch::Sender<Arc<Router>>,
-    /// Keyspaces of the shards that are open here.
-    open: Mutex<HashMap<ShardId, Keyspace>>,
+    store: Arc<Store>,
+    /// The next keyspace that nothing was ever kept in by this process.
+    next_place: AtomicU64,
     /// Who led groups that are not here when they were last asked.
     leaders: Mutex<HashMap<GroupId, NodeId>>,
     clock: Mutex<Hlc>,
@@ -161,20 +166,35 @@ impl Node {
         let log = Arc::new(SharedLog::open(&door.folder().join("log"))?);
         let files = Arc::new(SegmentFiles::new(&door.folder().join("segments"))?);
         let records = log.groups()?;
+        snapshots::remove_strays(&engine, &files, &records)?;
         let places = records.iter().filter(|(_, record)| !record.destroyed).map(|(_, record)| Keyspace(record.place));
         let orphans = files.remove_unknown(&compaction::known_segments(engine.as_ref(), places)?)?;
         if orphans > 0 {
             info!(orphans, "removed segment files that no record names");
         }
-        let (machine, meta) = MetaMachine::open(engine.clone())?;
+        let place = |(_, record): &(GroupId, GroupRecord)| record.place;
+        let next_place = AtomicU64::new(1 + records.iter().map(place).max().unwrap_or(META_KEYSPACE.0));
+        let meta_place = records.iter().find(|(group, _)| *group == GroupId(META_GROUP)).map(place);
+        let meta_keyspace = meta_place.map_or(META_KEYSPACE, Keyspace);
+        let (machine, meta) = MetaMachine::open(engine.clone(), meta_keyspace)?;
         let me = identity.node();
         let addr = place::own_addr(&meta.borrow(), me, config.grpc).await;
         let transport = Arc::new(Transport::new(identity.cluster_id.clone(), me, addr));
         transport.set_nodes(place::addrs(&meta.borrow()));
         let timing = Timing { seed: rand::random(), ..Timing::default() };
-        let driver = Driver::start(me.0, log.clone(), timing, config.apply_threads, transport.clone())?;
+        let (moves, to_move) = mpsc::unbounded_channel();
+        let store = Store {
+            engine: engine.clone(),
+            files: files.clone(),
+            open: Mutex::default(),
+            frozen: Frozen::default(),
+            moves,
+        };
+        let store = Arc::new(store);
+        let options = Options { apply_threads: config.apply_threads, log_bytes: config.log_bytes };
+        let driver = Driver::start(me.0, log.clone(), timing, options, transport.clone(), store.clone())?;
         let voters = meta.borrow().nodes().map(|node| node.id).collect();
-        let record = GroupRecord { place: META_KEYSPACE.0, voters, ..Default::default() };
+        let record = GroupRecord { place: meta_keyspace.0, voters, ..Default::default() };
         driver.open(GroupId(META_GROUP), record, Machine::Meta(machine)).await?;
         let router = watch::channel(Arc::new(Router::new(&meta.borrow()))).0;
         let node = Arc::new(Self {
@@ -187,12 +207,14 @@ impl Node {
             driver,
             meta,
             router,
-            open: Mutex::default(),
+            store,
+            next_place,
             leaders: Mutex::default(),
             clock: Mutex::default(),
             waiting: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
             disk,
         });
+        tokio::spawn(node.clone().follow_moves(to_move));
         node.reconcile().await?;
         door.enter(node.clone());
         // What the meta group has committed may not be applied yet: games should be there when the node says that it
@@ -277,17 +299,21 @@ impl Node {
                 continue;
             }
             let group = GroupId(id.0);
-            let next = 1 + places.values().map(|record| record.place).max().unwrap_or(META_KEYSPACE.0);
             let place = places.entry(group).or_insert_with(|| GroupRecord {
-                place: next,
+                place: self.next_place(),
                 voters: record.voters.clone(),
                 ..Default::default()
             });
             let keyspace = Keyspace(place.place);
             let range = TokenRange { start: record.start, end: record.end };
             let shard = Shard::open(self.engine.clone(), keyspace, *id, GameId(record.game), range)?;
-            self.driver.open(group, place.clone(), Machine::Shard(Box::new(shard))).await?;
+            // Before it takes part: a snapshot may move it at any moment from then on.
             self.lock_open().insert(*id, keyspace);
+            let opened = self.driver.open(group, place.clone(), Machine::Shard(Box::new(shard))).await;
+            if opened.is_err() {
+                self.lock_open().remove(id);
+            }
+            opened?;
         }
         self.router.send_replace(Arc::new(Router::new(&state)));
         for (group, record) in places {
@@ -295,9 +321,9 @@ impl Node {
             if group == GroupId(META_GROUP) || record.destroyed || !state.was_dropped(shard) {
                 continue;
             }
-            self.lock_open().remove(&shard);
+            let open = self.lock_open().remove(&shard);
             self.driver.destroy(group).await?;
-            let keyspace = Keyspace(record.place);
+            let keyspace = open.unwrap_or(Keyspace(record.place));
             let (engine, files) = (self.engine.clone(), self.files.clone());
             tokio::task::spawn_blocking(move || {
                 compaction::destroy_keyspace(&engine, keyspace)?;
@@ -340,7 +366,11 @@ impl Node {
     }
 
     fn lock_open(&self) -> std::sync::MutexGuard<'_, HashMap<ShardId, Keyspace>> {
-        self.open.lock().expect("nobody panics with the open shards in hand")
+        self.store.open.lock().expect("nobody panics with the open shards in hand")
+    }
+
+    fn next_place(&self) -> u64 {
+        self.next_place.fetch_add(1, Ordering::Relaxed)
     }
 
     fn keyspace(&self, shard: ShardId) -> Option<Keyspace> {

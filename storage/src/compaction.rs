@@ -194,6 +194,23 @@ pub fn destroy_keyspace(engine: &Arc<dyn Engine>, keyspace: Keyspace) -> Result<
     engine.flush()
 }
 
+/// Returns every keyspace that holds rows. Costs a seek each.
+pub fn keyspaces(engine: &dyn Engine) -> Result<std::collections::BTreeSet<Keyspace>> {
+    let mut found = std::collections::BTreeSet::new();
+    for family in Family::ALL {
+        let mut from = Some(0);
+        while let Some(start) = from {
+            let (start, end) =
+                (key::keyspace_range(Keyspace(start)).start, key::keyspace_range(Keyspace(u64::MAX)).end);
+            let mut rows = engine.rows(family, &start..&end, Direction::Forward)?;
+            let first = rows.next()?.and_then(|(key, _)| key.first_chunk::<8>().copied()).map(u64::from_be_bytes);
+            found.extend(first.map(Keyspace));
+            from = first.and_then(|keyspace| keyspace.checked_add(1));
+        }
+    }
+    Ok(found)
+}
+
 /// Returns the segments that rows of the engine name, in any of the keyspaces.
 pub fn known_segments(
     engine: &dyn Engine,

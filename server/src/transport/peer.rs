@@ -13,8 +13,8 @@ use galoo_proto::{
     data::data_client::DataClient,
     limits::GRPC_MESSAGE_BYTES_MAX,
     peer::{
-        NotDone, ProposeRequest, RaftBatch, RaftMessage, ReadIndexRequest, not_done::Reason, peer_client::PeerClient,
-        propose_response, read_index_response,
+        NotDone, ProposeRequest, PullSnapshotRequest, RaftBatch, RaftMessage, ReadIndexRequest, not_done::Reason,
+        peer_client::PeerClient, propose_response, read_index_response,
     },
 };
 use tokio::{
@@ -39,6 +39,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// One question for a read's index; the caller asks again.
 const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(2);
+/// One block of a snapshot.
+const PULL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The other node cannot be reached: nothing was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -225,6 +227,16 @@ impl Peer {
             },
             Ok(Err(_)) | Err(_) => Err(unreachable),
         }
+    }
+
+    /// Pulls a block of a group's state from the node that offers it.
+    pub async fn pull_snapshot(&self, group: GroupId, snapshot: Vec<u8>, cursor: Vec<u8>) -> Result<Vec<u8>, Status> {
+        let channel = self.channel().map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut client = PeerClient::new(channel).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+        let request = PullSnapshotRequest { group: group.0, snapshot, cursor };
+        let pulled = client.pull_snapshot(self.stated.request(self.id, request));
+        let pulled = tokio::time::timeout(PULL_TIMEOUT, pulled).await;
+        Ok(pulled.map_err(|_| Status::deadline_exceeded("the block did not come in time"))??.into_inner().block)
     }
 
     /// The connection, for calls of the other services.

@@ -14,6 +14,9 @@ use tonic::{Request, Response, Status};
 
 use crate::{config::Config, door::Door, transport::is_handed_on};
 
+/// How long a call that makes a cluster waits for the asked node to serve.
+const START_WAIT: std::time::Duration = std::time::Duration::from_secs(15);
+
 pub(super) struct AdminService(pub(super) Arc<Door>);
 
 fn game(record: GameRecord) -> Game {
@@ -64,7 +67,11 @@ impl Admin for AdminService {
     }
 
     async fn init_cluster(&self, _: Request<InitClusterRequest>) -> Result<Response<InitClusterResponse>, Status> {
-        Ok(Response::new(self.0.init_cluster().await?))
+        let formed = self.0.init_cluster().await?;
+        // The nodes start now. Whoever made the cluster wants to use it next; a node that is slow starts all the same.
+        let mut serving = self.0.serving();
+        let _ = tokio::time::timeout(START_WAIT, serving.wait_for(|serving| *serving)).await;
+        Ok(Response::new(formed))
     }
 
     async fn topology(&self, _: Request<TopologyRequest>) -> Result<Response<TopologyResponse>, Status> {

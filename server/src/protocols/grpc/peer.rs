@@ -8,8 +8,8 @@ use galoo_proto::{
     NodeId,
     peer::{
         IdentifyRequest, IdentifyResponse, JoinRequest, JoinResponse, NotDone, ProposeRequest, ProposeResponse,
-        RaftBatch, RaftClosed, ReadIndexRequest, ReadIndexResponse, not_done::Reason, peer_server::Peer,
-        propose_response, read_index_response,
+        PullSnapshotRequest, PullSnapshotResponse, RaftBatch, RaftClosed, ReadIndexRequest, ReadIndexResponse,
+        not_done::Reason, peer_server::Peer, propose_response, read_index_response,
     },
 };
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -144,6 +144,20 @@ impl Peer for PeerService {
             Ok(ProposeResponse { id, result: Some(result) })
         });
         Ok(Response::new(Box::pin(answers.buffer_unordered(FORWARDED_MAX))))
+    }
+
+    async fn pull_snapshot(
+        &self,
+        request: Request<PullSnapshotRequest>,
+    ) -> Result<Response<PullSnapshotResponse>, Status> {
+        let (node, _) = self.checked(request.metadata())?;
+        let PullSnapshotRequest { group, snapshot, cursor } = request.into_inner();
+        let export = node.driver().pulled(GroupId(group), &snapshot);
+        let export = export.ok_or_else(|| Status::not_found("the snapshot is not offered any more"))?;
+        let block = tokio::task::spawn_blocking(move || export.block(&cursor)).await;
+        let block = block.map_err(|_| Status::internal("the block could not be read"))?;
+        let block = block.map_err(|error| Status::data_loss(error.to_string()))?;
+        Ok(Response::new(PullSnapshotResponse { block: block.into() }))
     }
 
     async fn read_index(&self, request: Request<ReadIndexRequest>) -> Result<Response<ReadIndexResponse>, Status> {

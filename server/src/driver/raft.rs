@@ -1,0 +1,264 @@
+//! The Raft thread: turns the loop over all groups.
+//!
+//! Messages that need no disk are handed to the transport before the local write begins, the others when it has
+//! returned: a leader's entries are on their way to a majority while it writes its own.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use galoo_consensus::{
+    Committed, GroupId, StateMachine, Ticket,
+    log_store::{LogStore, shared::SharedLog},
+    raft_loop::{RaftLoop, Role},
+    wire,
+};
+use galoo_proto::Keyspace;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::{ApplyInput, DriveError, Input, Move, Reply, Store, TICK, apply_thread};
+use crate::{machine::Answer, transport::Transport};
+
+/// Inputs that one turn takes at most: more wait for the next one.
+const TURN_INPUTS_MAX: usize = 1_024;
+/// Entries that a cut of the log must drop to be worth a write.
+const CUT_ENTRIES_MIN: u64 = 1_024;
+/// Bytes of commands that are committed and not applied; while there are more, messages that bring entries are dropped,
+/// as if the network had lost them: their leader sends them again later.
+const BACKLOG_BYTES_MAX: usize = 128 << 20;
+/// Ticks between two looks for callers that wait no more.
+const SWEEP_TICKS: u32 = 50;
+
+pub(super) struct RaftThread {
+    pub(super) raft: RaftLoop,
+    pub(super) log: Arc<SharedLog>,
+    /// Bytes of log above which also a few entries are worth a cut.
+    pub(super) log_bytes: u64,
+    pub(super) transport: Arc<Transport>,
+    pub(super) store: Arc<Store>,
+    /// Groups whose state is being frozen.
+    pub(super) freezing: HashSet<GroupId>,
+    /// Bytes of commands that were handed to apply threads and are not applied yet.
+    pub(super) backlog: Arc<AtomicUsize>,
+    pub(super) apply: Arc<[Sender<ApplyInput>]>,
+    pub(super) roles: watch::Sender<Arc<HashMap<GroupId, Role>>>,
+    pub(super) proposals: HashMap<Ticket, Reply<Answer>>,
+    pub(super) reads: HashMap<Ticket, Reply<u64>>,
+    pub(super) tickets: AtomicU64,
+}
+
+impl RaftThread {
+    pub(super) fn run(mut self, inputs: &Receiver<Input>) {
+        let mut next_tick = Instant::now() + TICK;
+        let mut ticks = 0;
+        loop {
+            match inputs.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+                Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(input) => self.take(input),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let mut stopped = false;
+            for input in inputs.try_iter().take(TURN_INPUTS_MAX) {
+                stopped |= matches!(input, Input::Stop);
+                self.take(input);
+            }
+            if stopped {
+                break;
+            }
+            if Instant::now() >= next_tick {
+                self.raft.tick();
+                ticks += 1;
+                if ticks % SWEEP_TICKS == 0 {
+                    self.proposals.retain(|_, reply| !reply.is_closed());
+                    self.reads.retain(|_, reply| !reply.is_closed());
+                }
+                next_tick = Instant::now() + TICK;
+            }
+            if let Err(failure) = self.turns() {
+                // What was written is not known: this node can promise nothing more.
+                error!(%failure, "the shared log failed; the node stops taking part");
+                break;
+            }
+        }
+    }
+
+    fn ticket(&self) -> Ticket {
+        Ticket(self.tickets.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Open { group, record, machine, done } => {
+                let opened = match machine.persisted() {
+                    Ok(_) => self.raft.open(group, record, machine.applied()),
+                    Err(error) => Err(galoo_consensus::Error::Damaged { group, reason: error.to_string() }),
+                };
+                if opened.is_ok() {
+                    self.hand_on(group, ApplyInput::Open { group, machine });
+                }
+                let _ = done.send(opened);
+            }
+            Input::Destroy { group, done } => {
+                self.hand_on(group, ApplyInput::Destroy { group });
+                self.store.frozen.release_group(group);
+                self.roles.send_modify(|roles| {
+                    Arc::make_mut(roles).remove(&group);
+                });
+                let _ = done.send(self.raft.destroy(group));
+            }
+            Input::Propose { group, data, reply } => {
+                let ticket = self.ticket();
+                match self.raft.propose(group, ticket, data) {
+                    Ok(()) => {
+                        self.proposals.insert(ticket, reply);
+                    }
+                    Err(refused) => {
+                        let _ = reply.send(Err(refused.into()));
+                    }
+                }
+            }
+            Input::Read { group, reply } => {
+                let ticket = self.ticket();
+                match self.raft.read(group, ticket) {
+                    Ok(()) => {
+                        self.reads.insert(ticket, reply);
+                    }
+                    Err(refused) => {
+                        let _ = reply.send(Err(refused.into()));
+                    }
+                }
+            }
+            Input::Step { group, message, _permit } => {
+                let brings = wire::entry_bytes(&message);
+                if brings > 0 && self.backlog.load(Ordering::Relaxed) > BACKLOG_BYTES_MAX {
+                    metrics::counter!("galoo_raft_messages_dropped_total", "to" => "self").increment(1);
+                } else if let Err(failure) = self.raft.step(group, *message) {
+                    warn!(%group, %failure, "a message of another node is refused");
+                }
+            }
+            Input::Applied { group, index } => self.raft.applied(group, index),
+            Input::Cut { group, persisted } => {
+                let entries_min = if self.log.bytes() > self.log_bytes { 1 } else { CUT_ENTRIES_MIN };
+                if let Err(failure) = self.raft.cut(group, persisted, entries_min) {
+                    error!(%failure, "the log could not be cut");
+                }
+            }
+            Input::Frozen { group, offer } => {
+                self.freezing.remove(&group);
+                if let Some(offer) = offer {
+                    info!(%group, index = offer.index, "offers a snapshot");
+                    let name = offer.data.clone();
+                    if self.raft.offer(group, offer).is_err() {
+                        self.store.frozen.release(&name);
+                    }
+                }
+            }
+            Input::Pulled { group } => self.raft.renew(group),
+            Input::Install { group, index, place } => {
+                if self.raft.install(group, index, place).is_err() {
+                    self.ask(Move::Discard(Keyspace(place)));
+                }
+            }
+            Input::Abandon { group } => self.raft.abandon(group),
+            Input::Stop => {}
+        }
+    }
+
+    fn ask(&self, wanted: Move) {
+        // After the node's end nobody moves states: what is left is removed at the next start.
+        let _ = self.store.moves.send(wanted);
+    }
+
+    /// Hands messages to the transport; what it drops is told to Raft, which sends it again.
+    fn send(&mut self, messages: Vec<(GroupId, wire::Message)>) {
+        for (group, message) in messages {
+            if !self.transport.send(group, &message) {
+                self.raft.report_unreachable(group, message.to);
+            }
+        }
+    }
+
+    /// Turns the loop until no group has work.
+    fn turns(&mut self) -> galoo_consensus::Result<()> {
+        loop {
+            let turn = self.raft.turn();
+            if turn.writes.is_empty() {
+                return Ok(());
+            }
+            self.send(turn.messages);
+            let changed = turn.writes.iter().any(|(_, write)| {
+                write.record.is_some() || write.hard_state.is_some() || !write.entries.is_empty() || write.cut.is_some()
+            });
+            if changed {
+                let started = Instant::now();
+                self.log.write(&turn.writes)?;
+                metrics::histogram!("galoo_log_write_seconds").record(started.elapsed().as_secs_f64());
+            }
+            let effects = self.raft.written();
+            self.send(effects.messages);
+            for (group, place, index) in effects.installed {
+                self.hand_on(group, ApplyInput::Swap { group, keyspace: Keyspace(place), index });
+            }
+            for (group, fetch) in effects.fetch {
+                self.ask(Move::Fetch(group, fetch));
+            }
+            for (_, place) in effects.discarded {
+                self.ask(Move::Discard(Keyspace(place)));
+            }
+            for (_, offer) in effects.released {
+                self.store.frozen.release(&offer.data);
+            }
+            for (group, _) in effects.snapshots_wanted {
+                if self.store.frozen.has_room() && self.freezing.insert(group) {
+                    self.hand_on(group, ApplyInput::Freeze { group });
+                }
+            }
+            for (group, entries) in effects.committed {
+                let with_replies = entries.into_iter().map(|entry| {
+                    let reply = entry.ticket.and_then(|ticket| self.proposals.remove(&ticket));
+                    (entry, reply)
+                });
+                let entries: Vec<(Committed, _)> = with_replies.collect();
+                let bytes = entries.iter().map(|(entry, _)| entry.data.len()).sum();
+                self.backlog.fetch_add(bytes, Ordering::Relaxed);
+                self.hand_on(group, ApplyInput::Entries { group, entries });
+            }
+            for (_, ticket, index) in effects.reads {
+                if let Some(reply) = self.reads.remove(&ticket) {
+                    let _ = reply.send(Ok(index));
+                }
+            }
+            for ticket in effects.lost {
+                if let Some(reply) = self.proposals.remove(&ticket) {
+                    let _ = reply.send(Err(DriveError::NotReady("its leader changed")));
+                }
+            }
+            for ticket in effects.unknown {
+                if let Some(reply) = self.proposals.remove(&ticket) {
+                    let _ = reply.send(Err(DriveError::OutcomeUnknown));
+                }
+            }
+            if !effects.roles.is_empty() {
+                self.roles.send_modify(|roles| {
+                    let mut changed = HashMap::clone(roles);
+                    for (group, role) in &effects.roles {
+                        info!(%group, leader = role.leader, term = role.term, leads = role.leads, "role");
+                        changed.insert(*group, *role);
+                    }
+                    *roles = Arc::new(changed);
+                });
+            }
+        }
+    }
+
+    fn hand_on(&self, group: GroupId, input: ApplyInput) {
+        let _ = apply_thread(&self.apply, group).send(input);
+    }
+}
