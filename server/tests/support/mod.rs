@@ -53,16 +53,16 @@ impl Server {
 
     /// Like [`Server::start`], with gRPC at a given address: a restart where clients look for it.
     pub fn start_at(data_dir: &Path, grpc: &str, arguments: &[&str]) -> Server {
+        Server::launch(data_dir, grpc, arguments).wait()
+    }
+
+    /// Starts a server and does not wait until it serves.
+    pub fn launch(data_dir: &Path, grpc: &str, arguments: &[&str]) -> Launched {
         let mut command = Command::new(env!("CARGO_BIN_EXE_galoo"));
         command.arg("server").arg("--data-dir").arg(data_dir);
         command.args(["--grpc", grpc, "--pg", "127.0.0.1:0", "--http", "127.0.0.1:0"]).args(arguments);
         let (process, ready) = Process::start(command, data_dir.with_extension("stderr"), "galoo ready ");
-        let line = match ready.recv_timeout(READY_WAIT_MAX) {
-            Ok(line) => line,
-            Err(error) => panic!("the server on {} printed no ready line: {error}", data_dir.display()),
-        };
-        let address = |key| address_of(&line, key).unwrap_or_else(|| panic!("no address {key} in '{line}'"));
-        Server { grpc: address("grpc="), pg: address("pg="), http: address("http="), process }
+        Launched { process, ready, data_dir: data_dir.to_owned() }
     }
 
     /// Returns where the server speaks gRPC.
@@ -92,6 +92,40 @@ impl Server {
         self.process.signal("KILL");
         self.process.wait(STOP_WAIT_MAX).expect("a killed process ends");
     }
+}
+
+/// A server that has been started and may not serve yet; dropping it stops it.
+pub struct Launched {
+    process: Process,
+    ready: Receiver<String>,
+    data_dir: PathBuf,
+}
+
+impl Launched {
+    /// Returns when the server serves.
+    pub fn wait(self) -> Server {
+        let line = match self.ready.recv_timeout(READY_WAIT_MAX) {
+            Ok(line) => line,
+            Err(error) => panic!("the server on {} printed no ready line: {error}", self.data_dir.display()),
+        };
+        let address = |key| address_of(&line, key).unwrap_or_else(|| panic!("no address {key} in '{line}'"));
+        Server { grpc: address("grpc="), pg: address("pg="), http: address("http="), process: self.process }
+    }
+
+    /// Ends the server without warning (SIGKILL), and returns when it is gone.
+    pub fn kill9(mut self) {
+        self.process.signal("KILL");
+        self.process.wait(STOP_WAIT_MAX).expect("a killed process ends");
+    }
+}
+
+/// Takes addresses of this machine that are free at the moment.
+///
+/// Another process may take one before it is used: a node that others are to join cannot let the system choose.
+pub fn free_addresses(count: usize) -> Vec<String> {
+    let bind = |_| std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let listeners: Vec<_> = (0..count).map(bind).collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("an address").to_string()).collect()
 }
 
 /// Finds `key` among the words of a ready line and parses the address after it.
