@@ -160,7 +160,7 @@ async fn formed(cluster: &mut Cluster, tell: &mut Tell) -> Result<Client, Failur
     let game = client.create_game(GAME, 0, 0).await?;
     let mut sql = Sql::connect(cluster.pg()).await?;
     sql.rows(&format!("CREATE ROLLUP {ROLLUP} AS {ROLLUP_SELECT}")).await?;
-    tell.table("nodes", &["node", "gRPC", "Postgres", "HTTP", "process"], cluster.rows());
+    tell.table("nodes", "nodes", &["node", "gRPC", "Postgres", "HTTP", "process"], cluster.rows());
     let (shards, replicas) = (game.shards, game.replicas);
     tell.line(&format!(
         "Three nodes formed a cluster, made the game {GAME} with {shards} shards of {replicas} replicas each and the \

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
+use futures::future::try_join_all;
 use galoo_client::{Answer, AppendStream, Client, Producer};
 use galoo_proto::value::Event;
 use galoo_workload::{Config, Simulation, StateChange, StateTally, Step, Tally};
@@ -35,13 +36,13 @@ use crate::cli::{
 /// Events of a batch.
 const BATCH_EVENTS: usize = 1_000;
 /// Batches on their way at once.
-const WINDOW: usize = 16;
+const WINDOW: usize = 32;
 /// More events than this are never unanswered at a time.
 pub(super) const ON_THE_WAY_MAX: u64 = (BATCH_EVENTS * WINDOW * 2) as u64;
 /// Batches and changes that wait to be sent.
 const PIECES_AHEAD_MAX: usize = 64;
 /// Changes of state on their way at once.
-const LANES: usize = 48;
+const LANES: usize = 64;
 /// Changes that wait in a lane.
 const LANE_CHANGES_MAX: usize = 16;
 
@@ -240,8 +241,8 @@ async fn simulated(config: Config, client: Client, meter: Meter) -> Result<Loade
     let mut batches = Batches { next: 0, waiting: VecDeque::new(), tally: Tally::default(), meter };
     let state = Acknowledged::default();
     let (mut lanes, mut running) = (Vec::new(), JoinSet::new());
-    for number in 0..LANES {
-        let producer = Producer::register(&client, GAME, &format!("demo:state:{number}")).await?;
+    let names: Vec<_> = (0..LANES).map(|number| format!("demo:state:{number}")).collect();
+    for producer in try_join_all(names.iter().map(|name| Producer::register(&client, GAME, name))).await? {
         let (sender, changes) = mpsc::channel(LANE_CHANGES_MAX);
         running.spawn(lane(client.clone(), producer, changes, state.clone()));
         lanes.push(sender);

@@ -57,12 +57,12 @@ impl Tell {
         }
     }
 
-    /// A table under its name; columns of counts stand to the right.
-    pub(super) fn table(&mut self, name: &str, header: &[&str], mut rows: Vec<Vec<String>>) {
+    /// A table under its title, with the columns of counts to the right; a member for programs.
+    pub(super) fn table(&mut self, name: &str, title: &str, header: &[&str], mut rows: Vec<Vec<String>>) {
         let Some(object) = &mut self.object else {
             let counted = header.iter().enumerate().filter(|(_, name)| COUNTS.contains(name));
             counted.for_each(|(column, _)| align(&mut rows, column));
-            self.line(name);
+            self.line(title);
             self.bar.suspend(|| output::table(header, rows));
             return self.line("");
         };
