@@ -210,7 +210,16 @@ impl Client {
     pub async fn append(&self, request: data::AppendRequest) -> Result<Stored> {
         let once = |mut data: DataClient<Channel>| {
             let request = request.clone();
-            async move { call(data.append(request)).await }
+            async move {
+                let response = call(data.append(request)).await?;
+                // With every part refused for the moment, nothing is stored.
+                match producer::stored(&response) {
+                    Err(Error::PartRetry { shard, message }) if producer::is_refused(&response) => {
+                        Err(Error::Status { code: Code::Unavailable, message: format!("s{shard}: {message}") })
+                    }
+                    _ => Ok(response),
+                }
+            }
         };
         let repeat = if request.producer.is_some() { Repeat::Always } else { Repeat::IfNotDone };
         // A part that failed is no reason to store the others again.

@@ -53,6 +53,14 @@ pub(crate) fn stored(response: &AppendResponse) -> Result<Stored> {
     Ok(all)
 }
 
+/// Whether every part of a batch was refused for the moment: nothing of it is stored.
+pub(crate) fn is_refused(response: &AppendResponse) -> bool {
+    response
+        .parts
+        .iter()
+        .all(|part| matches!(&part.result, Some(append_part::Result::Error(error)) if error.code() == Code::Retry))
+}
+
 /// A registered producer of one game.
 #[derive(Clone)]
 pub struct Producer {
