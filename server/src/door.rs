@@ -7,7 +7,10 @@
 
 mod forming;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use galoo_cluster::meta::MetaState;
 use galoo_proto::{NodeId, meta::NodeRecord, peer::IdentifyResponse};
@@ -25,6 +28,9 @@ use crate::{
 
 pub use self::forming::FormError;
 
+/// A peer's stream waits so long for a node that opens its data.
+const ENTER_WAIT: Duration = Duration::from_secs(10);
+
 /// A node's data folder and engine, and the node itself once it runs.
 pub struct Door {
     config: Config,
@@ -37,6 +43,7 @@ pub struct Door {
     initiating: tokio::sync::Mutex<()>,
     joining: tokio::sync::Mutex<()>,
     node: OnceLock<Arc<Node>>,
+    entered: watch::Sender<bool>,
     serving: watch::Sender<bool>,
     stopping: watch::Receiver<bool>,
 }
@@ -56,6 +63,7 @@ impl Door {
             initiating: tokio::sync::Mutex::default(),
             joining: tokio::sync::Mutex::default(),
             node: OnceLock::new(),
+            entered: watch::channel(false).0,
             serving: watch::channel(false).0,
             stopping,
         };
@@ -103,6 +111,15 @@ impl Door {
     pub fn enter(&self, node: Arc<Node>) {
         let entered = self.node.set(node).is_ok();
         assert!(entered, "a node enters once");
+        self.entered.send_replace(true);
+    }
+
+    /// Waits a while for a node that starts: its peers need not come back for it.
+    pub async fn entered(&self) {
+        if self.identity().is_some() {
+            let mut entered = self.entered.subscribe();
+            let _ = tokio::time::timeout(ENTER_WAIT, entered.wait_for(|entered| *entered)).await;
+        }
     }
 
     /// Lets clients through to the node, which runs.
