@@ -1,4 +1,4 @@
-# Galoo: `make build` makes it, `make test` proves it. Both install what they lack.
+# Galoo: `make demo` shows it, `make test` proves it, `make build` only makes it. Each installs what it lacks.
 #
 # One optimised build of the dependencies (profile release) serves the binary, the demo, the tests, the lints and the
 # benchmarks. It lives outside the clone, so that a second clone on the same machine starts warm.
