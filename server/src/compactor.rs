@@ -16,7 +16,10 @@ use galoo_storage::{
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
-use crate::node::{Node, NodeError, unix_ms};
+use crate::{
+    machine::Machine,
+    node::{Node, NodeError, unix_ms},
+};
 
 /// Between two rounds over the shards.
 const ROUND: Duration = Duration::from_millis(250);
@@ -103,7 +106,13 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow
                 let rows = built.rows;
                 let committed = node
                     .driver()
-                    .with_machine(GroupId(shard.0), move |_| compaction::commit_segment(&engine, keyspace, &built))
+                    .with_machine(GroupId(shard.0), move |machine| match machine {
+                        // A state that was pulled meanwhile is in another keyspace.
+                        Machine::Shard(shard) if shard.keyspace() == keyspace => {
+                            compaction::commit_segment(&engine, keyspace, &built)
+                        }
+                        _ => Ok(false),
+                    })
                     .await;
                 let committed = committed.transpose()?.unwrap_or(false);
                 if committed {
@@ -136,7 +145,10 @@ async fn keep_rollups(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, view
         let (engine, through, cells) = (node.engine().clone(), cover.through, cover.cells());
         let committed = node
             .driver()
-            .with_machine(GroupId(shard.0), move |_| cover::commit(&engine, keyspace, cover))
+            .with_machine(GroupId(shard.0), move |machine| match machine {
+                Machine::Shard(shard) if shard.keyspace() == keyspace => cover::commit(&engine, keyspace, cover),
+                _ => Ok(false),
+            })
             .await
             .transpose()?
             .unwrap_or(false);

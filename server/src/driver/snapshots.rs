@@ -43,13 +43,8 @@ pub enum Move {
 }
 
 /// Frozen states, by the name that their offer has.
+#[derive(Default)]
 pub struct Frozen(Mutex<HashMap<Bytes, (GroupId, Arc<Export>)>>);
-
-impl Default for Frozen {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
 
 impl Frozen {
     fn lock(&self) -> MutexGuard<'_, HashMap<Bytes, (GroupId, Arc<Export>)>> {
