@@ -29,12 +29,18 @@ const FLOAT_ERROR_RELATIVE_MAX: f64 = 1e-9;
 
 #[test]
 fn sc2_answers() {
-    shared_answers("sc2_answers", "sc2");
+    shared_answers("sc2_answers", "sc2", 1);
+}
+
+/// Loaded through one of three nodes, asked through another.
+#[test]
+fn sc2_answers_of_three_nodes() {
+    shared_answers("sc2_answers_of_three_nodes", "sc2", 3);
 }
 
 #[test]
 fn w3g_answers() {
-    shared_answers("w3g_answers", "w3g");
+    shared_answers("w3g_answers", "w3g", 1);
 }
 
 #[test]
@@ -48,7 +54,9 @@ fn generated_answers() {
         let output = support::output(&mut command, GENERATOR_WAIT_MAX);
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
         eprintln!("the same data again: GALOO_SEED={seed}");
-        check("generated", &folder.path().join("generated.ndjson"), &folder.path().join("generated.answers.json"));
+        let (events, answers) = (folder.path().join("generated.ndjson"), folder.path().join("generated.answers.json"));
+        check("generated", &events, &answers, 1);
+        check("generated", &events, &answers, 3);
     } else {
         assert!(env::var("CI").as_deref() != Ok("true"), "{python} cannot import duckdb (GALOO_PYTHON)");
         support::skipped("generated_answers", &format!("{python} cannot import duckdb (GALOO_PYTHON)"));
@@ -56,32 +64,38 @@ fn generated_answers() {
 }
 
 /// Checks a data set of the folder shared/data, where there is one.
-fn shared_answers(test: &str, game: &str) {
+fn shared_answers(test: &str, game: &str, nodes: usize) {
     match support::shared_data() {
-        Some(data) => check(game, &data.join(format!("{game}.ndjson.zst")), &data.join(format!("{game}.answers.json"))),
+        Some(data) => {
+            let (events, answers) = (format!("{game}.ndjson.zst"), format!("{game}.answers.json"));
+            check(game, &data.join(events), &data.join(answers), nodes);
+        }
         None => support::skipped(test, "no shared data (GALOO_SHARED)"),
     }
 }
 
-/// Imports `events` twice into a server of its own and compares its answers with those in the file `answers`.
-fn check(game: &str, events: &Path, answers: &Path) {
+/// Imports `events` twice into a cluster of its own and compares its answers with those in the file `answers`.
+///
+/// The first node is given the events, the last one is asked.
+fn check(game: &str, events: &Path, answers: &Path, nodes: usize) {
     let text = fs::read_to_string(answers).unwrap_or_else(|error| panic!("cannot read {}: {error}", answers.display()));
     let answers: Map<String, Value> = serde_json::from_str(&text).expect("the answers are a JSON object");
     let count = answers["events"]["rows"][0][0].as_u64().expect("the entry 'events' holds their count");
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let server = Server::start(&folder.path().join("data"), &[]);
+    let servers = support::start_nodes(folder.path(), nodes);
+    let (loaded, asked) = (&servers[0], servers[nodes - 1].pg().port());
 
     for (run, events_stored) in [("first", count), ("second", 0)] {
-        let report = import(&server, game, events);
+        let report = import(loaded, game, events);
         for (key, expected) in [("events_stored", events_stored), ("lines", count), ("bad_lines", 0)] {
             assert_eq!(report[key].as_u64(), Some(expected), "{key} of the {run} import: {report}");
         }
-        let stored = support::psql(server.pg().port(), game, "select count(*) from events");
+        let stored = support::psql(asked, game, "select count(*) from events");
         assert_eq!(stored, Ok(vec![vec![Some(count.to_string())]]), "events after the {run} import");
     }
 
     let translations = translations(QUERIES);
-    let ask = |sql: &str| support::psql(server.pg().port(), game, sql);
+    let ask = |sql: &str| support::psql(asked, game, sql);
     let wrong: Vec<String> = answers
         .iter()
         .filter(|(name, _)| *name != "engine")
@@ -89,7 +103,9 @@ fn check(game: &str, events: &Path, answers: &Path) {
         .filter_map(|question| question.check(&translations, ask).err())
         .collect();
     assert!(wrong.is_empty(), "{} wrong answers about {game}\n{}", wrong.len(), wrong.join("\n"));
-    assert!(server.stop().success(), "the server ends well");
+    for server in servers {
+        assert!(server.stop().success(), "the server ends well");
+    }
 }
 
 /// Runs `galoo import` and returns the JSON object that it prints last.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A server that serves nothing after this has failed to start; recovery of a test's data is far quicker.
 const READY_WAIT_MAX: Duration = Duration::from_secs(120);
@@ -117,6 +117,24 @@ impl Launched {
         self.process.signal("KILL");
         self.process.wait(STOP_WAIT_MAX).expect("a killed process ends");
     }
+}
+
+/// Starts a cluster of so many nodes with their data below `folder`; one node needs nobody to join.
+pub fn start_nodes(folder: &Path, count: usize) -> Vec<Server> {
+    if count == 1 {
+        return vec![Server::start(&folder.join("n1"), &[])];
+    }
+    let addrs = free_addresses(count);
+    let join = addrs.join(",");
+    let launch = |(place, addr): (usize, &String)| {
+        Server::launch(&folder.join(format!("n{}", place + 1)), addr, &["--join", &join])
+    };
+    let launched: Vec<_> = addrs.iter().enumerate().map(launch).collect();
+    let since = Instant::now();
+    while !galoo(&["cluster", "init", "--addr", &addrs[0]]).status.success() {
+        assert!(since.elapsed() < READY_WAIT_MAX, "the nodes at {join} do not form a cluster");
+    }
+    launched.into_iter().map(Launched::wait).collect()
 }
 
 /// Takes addresses of this machine that are free at the moment.
