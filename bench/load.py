@@ -29,7 +29,7 @@ DUCKDB_PARQUET = """
 import sys, duckdb
 connection = duckdb.connect(sys.argv[1])
 columns = [name for name, *_ in connection.execute("describe e").fetchall()]
-order = [name for name in ("player", "player_id", "t", "time", "event_time", "ts") if name in columns]
+order = [name for name in ("player", "player_id", "t", "time", "event_time", "ts", "ts_ms") if name in columns]
 by = " order by " + ", ".join(f'"{name}"' for name in order) if order else ""
 connection.execute(f"copy (select * from e{by}) to '{sys.argv[2]}' (format parquet, compression lz4_raw)")
 """
