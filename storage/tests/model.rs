@@ -436,6 +436,30 @@ fn a_flipped_bit_is_an_error_wherever_it_is() {
     assert_eq!(Checksum::of(&view).expect("sums"), before);
 }
 
+/// A segment of covered and uncovered chunks lies across a rollup's mark: only what is behind it is added (INV-S6).
+#[test]
+fn a_segment_across_the_mark_counts_every_event_once() {
+    let folder = tempfile::tempdir().expect("folder");
+    let memory = MemoryEngine::default();
+    let mut world = World::new(folder.path(), Arc::new(memory.clone()), Some(memory));
+    let live = BTreeSet::from([1, 2]);
+    live.iter().for_each(|id| drop(world.apply(Body::DefineRollup(rollups::definition(*id)))));
+    let mut model = Model { rollups: live.clone(), ..Model::default() };
+    for chunk in 1..=2u8 {
+        let events: Vec<_> = (0..9u8).map(|i| event((i % 4, i64::from(i * chunk), i % 6))).collect();
+        model.events.extend(events.clone());
+        world.apply(append(None, events));
+        world.apply(Body::Seal(Seal { chunk: chunk.into() }));
+        if chunk == 1 {
+            rollups::cover_all(&world.view(), &world.engine, &live);
+        }
+    }
+    world.build();
+    check(&world, &model);
+    rollups::cover_all(&world.view(), &world.engine, &live);
+    check(&world, &model);
+}
+
 /// An appended file's last run is sent again with more events behind the first ones: only these are stored.
 #[test]
 fn a_batch_that_may_grow_stores_what_is_new_once() {

@@ -35,7 +35,7 @@ pub(crate) struct SegmentFile {
     blocks: Blocks,
     metadata: ArrowReaderMetadata,
     /// The first and the last sequence number in it.
-    record_seqs: (u64, u64),
+    seqs: (u64, u64),
 }
 
 impl SegmentFile {
@@ -48,7 +48,7 @@ impl SegmentFile {
             .map(|field| Field::new(field.name(), read_type(field.name(), field.data_type()), field.is_nullable()));
         let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
         let metadata = ArrowReaderMetadata::try_new(metadata.metadata().clone(), options.with_schema(schema))?;
-        Ok(Self { blocks, metadata, record_seqs: (record.first_seq, record.last_seq) })
+        Ok(Self { blocks, metadata, seqs: (record.first_seq, record.last_seq) })
     }
 
     /// Returns bytes of the file, checked.
@@ -190,7 +190,8 @@ impl SegmentScan {
             );
         }
         let seqs = filter.seqs.clone();
-        if !(seqs.contains(&file.record_seqs.0) && seqs.contains(&file.record_seqs.1)) {
+        let (first, last) = file.seqs;
+        if !(seqs.contains(&first) && seqs.contains(&last)) {
             filter_on(
                 names::SEQ,
                 Box::new(move |found| {

@@ -191,7 +191,8 @@ fn append_property(builder: &mut Builder, property: &Property<'_>) {
         (Builder::Float(floats), Property::Float(value)) => floats.append_value(*value),
         (Builder::Float(floats), Property::Int(value)) => floats.append_value(*value as f64),
         (Builder::Text(texts), value) => texts.append_value(value.text()),
-        // Not reached: the catalog that chose the column's type is of the same snapshot as the values.
+        // A rollup keeps the type that it was defined with: what does not fit is null. A table's type, which the catalog
+        // of the same snapshot chose, fits every value.
         _ => {}
     }
 }
