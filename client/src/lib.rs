@@ -16,11 +16,11 @@ use futures::{Stream, TryStreamExt};
 use galoo_proto::{
     Hlc,
     admin::{self, admin_client::AdminClient},
-    command::{Mutated, Rejection},
+    command::{BatchId, Mutated, Rejection},
     data::{self, data_client::DataClient, mutate_response},
     value::{Cell, Mutation, Precondition, StoredEvent},
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Response, Status, transport::Channel};
 
 use self::nodes::Nodes;
 pub use self::{
@@ -110,7 +110,7 @@ impl Client {
         for attempt in 0.. {
             let addr = match to {
                 To::LeaderOf { game, player } if attempt == 0 => self.nodes.leader_of(game, player).await,
-                To::LeaderOf { .. } | To::Anyone => self.nodes.any(0),
+                To::LeaderOf { .. } | To::Anyone => self.nodes.any(),
             };
             match call(self.nodes.data(&addr)?).await {
                 Err(error) if error.is_of_connection() || repeat.allows(&error) => {
@@ -126,17 +126,29 @@ impl Client {
         Err(Error::StreamEnded)
     }
 
-    /// Calls the admin service of the first given node that can be reached.
-    async fn admin<T, F: Future<Output = Result<tonic::Response<T>, Status>>>(
+    /// Asks the data service the same until it answers, as [`Client::data`] does.
+    async fn ask<R: Clone, T, F: Future<Output = Result<Response<T>, Status>>>(
         &self,
-        ask: impl Fn(AdminClient<Channel>) -> F,
+        to: To<'_>,
+        repeat: Repeat,
+        request: &R,
+        ask: impl Fn(DataClient<Channel>, R) -> F,
+    ) -> Result<T> {
+        self.data(to, repeat, |data| call(ask(data, request.clone()))).await
+    }
+
+    /// Asks the admin service of the first given node that can be reached.
+    async fn admin<R: Clone, T, F: Future<Output = Result<Response<T>, Status>>>(
+        &self,
+        request: &R,
+        ask: impl Fn(AdminClient<Channel>, R) -> F,
     ) -> Result<T> {
         let mut tries = self.nodes.given();
         loop {
             let addr = self.nodes.chosen();
             tries -= 1;
             let admin = self.nodes.admin(&addr)?;
-            match call(ask(admin)).await {
+            match call(ask(admin, request.clone())).await {
                 Err(error) if tries > 0 && error.is_surely_not_done() => self.nodes.failed(&addr),
                 done => return done,
             }
@@ -146,64 +158,50 @@ impl Client {
     /// Makes a game; 0 shards or replicas stand for the defaults.
     pub async fn create_game(&self, name: &str, shards: u32, replicas: u32) -> Result<admin::Game> {
         let request = admin::CreateGameRequest { name: name.to_owned(), shards, replicas };
-        let game = self
-            .admin(|mut admin| {
-                let request = request.clone();
-                async move { admin.create_game(request).await }
-            })
-            .await?
-            .game;
+        let game =
+            self.admin(&request, |mut admin, request| async move { admin.create_game(request).await }).await?.game;
         game.ok_or(Error::Malformed("a created game without its record"))
     }
 
     /// All games.
     pub async fn list_games(&self) -> Result<Vec<admin::Game>> {
-        Ok(self.admin(|mut admin| async move { admin.list_games(admin::ListGamesRequest {}).await }).await?.games)
+        Ok(self
+            .admin(&admin::ListGamesRequest {}, |mut admin, request| async move { admin.list_games(request).await })
+            .await?
+            .games)
     }
 
     /// Drops a game with everything in it.
     pub async fn drop_game(&self, name: &str) -> Result<()> {
         let request = admin::DropGameRequest { name: name.to_owned() };
-        self.admin(|mut admin| {
-            let request = request.clone();
-            async move { admin.drop_game(request).await }
-        })
-        .await
-        .map(|_| ())
+        self.admin(&request, |mut admin, request| async move { admin.drop_game(request).await }).await.map(|_| ())
     }
 
     /// The given node's view of itself and the cluster.
     pub async fn status(&self) -> Result<admin::StatusResponse> {
-        self.admin(|mut admin| async move { admin.status(admin::StatusRequest { local: false }).await }).await
+        self.admin(
+            &admin::StatusRequest { local: false },
+            |mut admin, request| async move { admin.status(request).await },
+        )
+        .await
     }
 
     /// The checksum of each shard of a game.
     pub async fn checksum(&self, game: &str) -> Result<Vec<admin::ShardChecksum>> {
         let request = admin::ChecksumRequest { game: game.to_owned(), local: false };
-        Ok(self
-            .admin(|mut admin| {
-                let request = request.clone();
-                async move { admin.checksum(request).await }
-            })
-            .await?
-            .shards)
+        Ok(self.admin(&request, |mut admin, request| async move { admin.checksum(request).await }).await?.shards)
     }
 
     /// The checksums of the given node's replicas of a game as they are, each at its own applied index.
     pub async fn local_checksum(&self, game: &str) -> Result<Vec<admin::ShardChecksum>> {
         let request = admin::ChecksumRequest { game: game.to_owned(), local: true };
-        Ok(self
-            .admin(|mut admin| {
-                let request = request.clone();
-                async move { admin.checksum(request).await }
-            })
-            .await?
-            .shards)
+        Ok(self.admin(&request, |mut admin, request| async move { admin.checksum(request).await }).await?.shards)
     }
 
     /// Makes a cluster of the nodes that the given one was started to join, or finds it made.
     pub async fn init_cluster(&self) -> Result<admin::InitClusterResponse> {
-        self.admin(|mut admin| async move { admin.init_cluster(admin::InitClusterRequest {}).await }).await
+        self.admin(&admin::InitClusterRequest {}, |mut admin, request| async move { admin.init_cluster(request).await })
+            .await
     }
 
     /// Stores a batch once, without deduplication: it is repeated only while nothing of it was stored for sure.
@@ -235,7 +233,7 @@ impl Client {
         player_id: &str,
         preconditions: Vec<Precondition>,
         mutations: Vec<Mutation>,
-        producer: Option<data::Producer>,
+        producer: Option<BatchId>,
     ) -> Result<Result<Mutated, Rejection>> {
         let repeat = if producer.is_some() { Repeat::Always } else { Repeat::IfNotDone };
         let request = data::MutateRequest {
@@ -245,11 +243,8 @@ impl Client {
             preconditions,
             mutations,
         };
-        let once = |mut data: DataClient<Channel>| {
-            let request = request.clone();
-            async move { call(data.mutate(request)).await }
-        };
-        match self.data(To::LeaderOf { game, player: player_id }, repeat, once).await?.result {
+        let ask = |mut data: DataClient<Channel>, request| async move { data.mutate(request).await };
+        match self.ask(To::LeaderOf { game, player: player_id }, repeat, &request, ask).await?.result {
             Some(mutate_response::Result::Mutated(mutated)) => Ok(Ok(mutated)),
             Some(mutate_response::Result::Rejected(rejection)) => Ok(Err(rejection)),
             None => Err(Error::Malformed("a mutation without a result")),
@@ -264,11 +259,8 @@ impl Client {
             family: family.to_owned(),
             qualifier: qualifier.to_owned(),
         };
-        let once = |mut data: DataClient<Channel>| {
-            let request = request.clone();
-            async move { call(data.get(request)).await }
-        };
-        Ok(self.data(To::LeaderOf { game, player: player_id }, Repeat::Always, once).await?.cells)
+        let ask = |mut data: DataClient<Channel>, request| async move { data.get(request).await };
+        Ok(self.ask(To::LeaderOf { game, player: player_id }, Repeat::Always, &request, ask).await?.cells)
     }
 
     /// One player's events in order of time.
@@ -276,12 +268,9 @@ impl Client {
         &self,
         request: data::ScanPlayerRequest,
     ) -> Result<impl Stream<Item = Result<data::ScanResponse>> + use<>> {
-        let once = |mut data: DataClient<Channel>| {
-            let request = request.clone();
-            async move { call(data.scan_player(request)).await }
-        };
+        let ask = |mut data: DataClient<Channel>, request| async move { data.scan_player(request).await };
         let to = To::LeaderOf { game: &request.game, player: &request.player_id };
-        Ok(self.data(to, Repeat::Always, once).await?.map_err(Error::from))
+        Ok(self.ask(to, Repeat::Always, &request, ask).await?.map_err(Error::from))
     }
 
     /// A game's events, shard by shard in order of seq.
@@ -289,11 +278,8 @@ impl Client {
         &self,
         request: data::ScanGameRequest,
     ) -> Result<impl Stream<Item = Result<data::ScanResponse>> + use<>> {
-        let once = |mut data: DataClient<Channel>| {
-            let request = request.clone();
-            async move { call(data.scan_game(request)).await }
-        };
-        Ok(self.data(To::Anyone, Repeat::Always, once).await?.map_err(Error::from))
+        let ask = |mut data: DataClient<Channel>, request| async move { data.scan_game(request).await };
+        Ok(self.ask(To::Anyone, Repeat::Always, &request, ask).await?.map_err(Error::from))
     }
 
     /// Events as they are stored, in order of seq within each shard.
@@ -301,36 +287,27 @@ impl Client {
         &self,
         request: data::TailRequest,
     ) -> Result<impl Stream<Item = Result<Vec<StoredEvent>>> + use<>> {
-        let once = |mut data: DataClient<Channel>| {
-            let request = request.clone();
-            async move { call(data.tail(request)).await }
-        };
-        Ok(self.data(To::Anyone, Repeat::Always, once).await?.map_ok(|page| page.events).map_err(Error::from))
+        let ask = |mut data: DataClient<Channel>, request| async move { data.tail(request).await };
+        Ok(self.ask(To::Anyone, Repeat::Always, &request, ask).await?.map_ok(|page| page.events).map_err(Error::from))
     }
 
     /// Makes a producer known and returns when it first was.
     pub async fn register_producer(&self, game: &str, producer_id: &str) -> Result<Hlc> {
         let request = data::RegisterProducerRequest { game: game.to_owned(), producer_id: producer_id.to_owned() };
-        let once = |mut data: DataClient<Channel>| {
-            let request = request.clone();
-            async move { call(data.register_producer(request)).await }
-        };
-        Ok(Hlc(self.data(To::Anyone, Repeat::Always, once).await?.registered_at))
+        let ask = |mut data: DataClient<Channel>, request| async move { data.register_producer(request).await };
+        Ok(Hlc(self.ask(To::Anyone, Repeat::Always, &request, ask).await?.registered_at))
     }
 
     /// Ids of registered producers of a group (for a file `file:NAME`).
     pub async fn list_producers(&self, game: &str, group: &str) -> Result<Vec<String>> {
         let request = data::ListProducersRequest { game: game.to_owned(), group: group.to_owned() };
-        let once = |mut data: DataClient<Channel>| {
-            let request = request.clone();
-            async move { call(data.list_producers(request)).await }
-        };
-        Ok(self.data(To::Anyone, Repeat::Always, once).await?.producer_ids)
+        let ask = |mut data: DataClient<Channel>, request| async move { data.list_producers(request).await };
+        Ok(self.ask(To::Anyone, Repeat::Always, &request, ask).await?.producer_ids)
     }
 }
 
 /// Awaits a call for a bounded time.
-pub(crate) async fn call<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T> {
+pub(crate) async fn call<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T> {
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(response) => Ok(response?.into_inner()),
         Err(_) => {

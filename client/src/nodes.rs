@@ -129,13 +129,13 @@ impl Nodes {
         self.given[self.lock().turn % self.given.len()].clone()
     }
 
-    /// Any node: the one whose turn it is, or for later attempts the ones behind it.
-    pub(crate) fn any(&self, attempt: usize) -> String {
+    /// Any node: the one whose turn it is.
+    pub(crate) fn any(&self) -> String {
         let state = self.lock();
         let mut known: Vec<_> = state.map.addrs.values().filter(|addr| !self.given.contains(addr)).collect();
         known.sort();
         let known: Vec<_> = self.given.iter().chain(known).collect();
-        known[(state.turn + attempt) % known.len()].clone()
+        known[state.turn % known.len()].clone()
     }
 
     /// The node that leads a player's shard, as far as the map knows.
@@ -149,14 +149,14 @@ impl Nodes {
             self.ask().await;
         }
         let known = self.lock().map.addr_of(game, player).cloned();
-        known.unwrap_or_else(|| self.any(0))
+        known.unwrap_or_else(|| self.any())
     }
 
     /// Asks a node for the map; keeps the old one when it does not answer.
     async fn ask(&self) {
         // Before it is answered: callers that come meanwhile need not ask too.
         self.lock().asked_at = Some(Instant::now());
-        let addr = self.any(0);
+        let addr = self.any();
         let Ok(mut admin) = self.admin(&addr) else { return };
         match tokio::time::timeout(TOPOLOGY_TIMEOUT, admin.topology(TopologyRequest {})).await {
             Ok(Ok(topology)) => self.lock().map = Map::new(topology.into_inner()),
@@ -166,7 +166,7 @@ impl Nodes {
 
     /// Leaves a node that failed, and forgets who leads what.
     pub(crate) fn failed(&self, addr: &str) {
-        let its_turn = self.any(0) == addr;
+        let its_turn = self.any() == addr;
         let mut state = self.lock();
         state.turn += usize::from(its_turn);
         state.asked_at = None;

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use galoo_proto::{
     Hlc,
-    data::{AppendRequest, AppendResponse, Producer as Stamp, append_part, part_error::Code},
+    command::BatchId,
+    data::{AppendRequest, AppendResponse, append_part, part_error::Code},
     value::Event,
 };
 use tokio::sync::mpsc;
@@ -78,8 +79,8 @@ impl Producer {
     }
 
     /// Returns what a request of this producer carries. `acked_below` is at most `number`.
-    pub fn stamp(&self, number: u64, acked_below: u64) -> Stamp {
-        Stamp {
+    pub fn stamp(&self, number: u64, acked_below: u64) -> BatchId {
+        BatchId {
             producer_id: self.producer_id.clone(),
             epoch: 0,
             number,
@@ -106,7 +107,7 @@ struct Lane {
 
 impl Lane {
     async fn open(client: &Client, window: usize) -> Result<Self> {
-        let addr = client.nodes.any(0);
+        let addr = client.nodes.any();
         let (requests, receiver) = mpsc::channel(window);
         let opened = client.nodes.data(&addr)?.append_stream(ReceiverStream::new(receiver)).await;
         let answers = opened.inspect_err(|_| client.nodes.failed(&addr))?.into_inner();
@@ -145,7 +146,7 @@ impl AppendStream {
         }
         let acked_below =
             self.waiting.front().and_then(|first| first.producer.as_ref()).map_or(number, |first| first.number);
-        let stamp = Stamp { may_grow, ..self.producer.stamp(number, acked_below) };
+        let stamp = BatchId { may_grow, ..self.producer.stamp(number, acked_below) };
         let request = AppendRequest { game: self.producer.game.clone(), producer: Some(stamp), events };
         if let Some(lane) = &self.lane {
             // A broken stream shows when its answer is awaited; the batch is then sent again with the others.

@@ -39,21 +39,14 @@ fn shown(text: &str) -> String {
     if end < text.len() { format!("{}…", &text[..end]) } else { text.to_owned() }
 }
 
-fn batch_id(producer: Option<data::Producer>) -> Result<Option<BatchId>, Invalid> {
-    let Some(producer) = producer else { return Ok(None) };
-    validate::producer_id(&producer.producer_id)?;
-    if producer.acked_below > producer.number {
-        let value = format!("{} above number {}", producer.acked_below, producer.number);
+fn check_batch(batch: Option<&BatchId>) -> Result<(), Invalid> {
+    let Some(batch) = batch else { return Ok(()) };
+    validate::producer_id(&batch.producer_id)?;
+    if batch.acked_below > batch.number {
+        let value = format!("{} above number {}", batch.acked_below, batch.number);
         return Err(Invalid::Pattern { field: "producer.acked_below", value, pattern: "acked_below <= number" });
     }
-    Ok(Some(BatchId {
-        producer_id: producer.producer_id,
-        epoch: producer.epoch,
-        number: producer.number,
-        acked_below: producer.acked_below,
-        registered_at: producer.registered_at,
-        may_grow: producer.may_grow,
-    }))
+    Ok(())
 }
 
 /// Names and kinds of one event's properties.
@@ -94,7 +87,7 @@ impl Node {
         request: data::AppendRequest,
     ) -> Result<impl Future<Output = Vec<PartResult>> + use<>, NodeError> {
         let game = self.game(&request.game).await?;
-        let batch = batch_id(request.producer)?;
+        check_batch(request.producer.as_ref())?;
         let parts = {
             let kinds = check_events(&request.events)?;
             let parts = game.cut(&request.events, |event| &event.player_id);
@@ -116,7 +109,8 @@ impl Node {
         let mut events: Vec<Option<Event>> = request.events.into_iter().map(Some).collect();
         let commands = parts.into_iter().map(|(shard, range, places, properties)| {
             let events: Vec<_> = places.iter().filter_map(|place| events[*place].take()).collect();
-            let append = AppendEvents { range: Some(range.into()), batch: batch.clone(), events, properties };
+            let append =
+                AppendEvents { range: Some(range.into()), batch: request.producer.clone(), events, properties };
             (shard, places.len(), Body::Append(append))
         });
         let commands: Vec<_> = commands.collect();
@@ -148,11 +142,11 @@ impl Node {
     ) -> Result<Result<Mutated, Rejection>, NodeError> {
         let game = self.game(&request.game).await?;
         validate::mutation(&request.player_id, &request.preconditions, &request.mutations)?;
-        let batch = batch_id(request.producer)?;
+        check_batch(request.producer.as_ref())?;
         let (shard, range) = game.shards.find(Token::of(&request.player_id));
         let body = Body::Mutate(MutatePlayer {
             range: Some(range.into()),
-            batch,
+            batch: request.producer,
             player_id: request.player_id,
             preconditions: request.preconditions,
             mutations: request.mutations,
