@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use datafusion::{
     common::ScalarValue,
-    logical_expr::{BinaryExpr, Expr, Operator, expr::InList},
+    logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown, expr::InList},
 };
 use galoo_storage::view::EventFilter;
 
@@ -18,6 +18,15 @@ pub(crate) fn is_useful(filter: &Expr) -> bool {
     let mut narrowed = EventFilter::default();
     narrow(&mut narrowed, filter, EVENT_TIME);
     narrowed != EventFilter::default()
+}
+
+/// Answers DataFusion for each filter: one that narrows what is read is taken, and checked again by DataFusion.
+pub(crate) fn decide(filters: &[&Expr], narrows: impl Fn(&Expr) -> bool) -> Vec<TableProviderFilterPushDown> {
+    let decide = |filter: &&Expr| match narrows(filter) {
+        true => TableProviderFilterPushDown::Inexact,
+        false => TableProviderFilterPushDown::Unsupported,
+    };
+    filters.iter().map(decide).collect()
 }
 
 /// Returns what the conjunction of the filters lets a shard skip.

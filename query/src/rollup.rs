@@ -188,15 +188,8 @@ impl TableProvider for RollupTable {
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
         let bucket = self.bucket_column();
-        let useful =
-            |filter: &&Expr| pushdown::time_range(std::slice::from_ref(*filter), bucket) != (i64::MIN..i64::MAX);
-        Ok(filters
-            .iter()
-            .map(|filter| match useful(filter) {
-                true => TableProviderFilterPushDown::Inexact,
-                false => TableProviderFilterPushDown::Unsupported,
-            })
-            .collect())
+        let all = i64::MIN..i64::MAX;
+        Ok(pushdown::decide(filters, |filter| pushdown::time_range(std::slice::from_ref(filter), bucket) != all))
     }
 
     async fn scan(

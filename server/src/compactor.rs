@@ -6,7 +6,7 @@ use std::{
 };
 
 use galoo_consensus::{GroupId, StateMachine};
-use galoo_proto::{Hlc, Keyspace, ShardId};
+use galoo_proto::{GameId, Hlc, Keyspace, ShardId};
 use galoo_storage::{
     compaction::{self, Choice},
     engine::Family,
@@ -132,12 +132,13 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow
 /// Returns whether anything was covered.
 async fn keep_rollups(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, view: &View) -> anyhow::Result<bool> {
     let mut covered = false;
+    let known = view.rollups()?;
     if node.leads(shard) {
-        for body in node.missing_rollups(view)? {
+        for body in node.missing_rollups(GameId(view.state().game), &known) {
             node.tell_shard(shard, body).await?;
         }
     }
-    for rollup in view.rollups()? {
+    for rollup in known {
         let definition = Definition::parse(&rollup)?;
         let view = view.clone();
         let started = Instant::now();

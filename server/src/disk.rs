@@ -45,12 +45,9 @@ impl Disk {
         let Ok(found) = rustix::fs::statvfs(&self.folder) else { return };
         let free_bytes = found.f_bavail.saturating_mul(found.f_frsize);
         let before = self.free_bytes.swap(free_bytes, Ordering::Relaxed);
-        metrics::gauge!("galoo_disk_free_bytes").set(
-            #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-            {
-                free_bytes as f64
-            },
-        );
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+        let gauge = free_bytes as f64;
+        metrics::gauge!("galoo_disk_free_bytes").set(gauge);
         let reserve_bytes = self.reserve_bytes;
         match (before < reserve_bytes, free_bytes < reserve_bytes) {
             (false, true) => warn!(free_bytes, reserve_bytes, "the disk is full: writes are refused"),

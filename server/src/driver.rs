@@ -11,10 +11,7 @@ mod snapshots;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize},
-    },
+    sync::{Arc, atomic::AtomicUsize},
     thread::JoinHandle,
     time::Duration,
 };
@@ -189,7 +186,7 @@ impl Driver {
             roles: roles_sender,
             proposals: HashMap::new(),
             reads: HashMap::new(),
-            tickets: AtomicU64::new(1),
+            tickets: 0,
         };
         threads.push(spawn("raft".to_owned(), move || raft_thread.run(&received))?);
         Ok(Self { inputs, apply, roles, store, threads: Arc::new(std::sync::Mutex::new(threads)) })

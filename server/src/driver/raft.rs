@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -51,7 +51,7 @@ pub(super) struct RaftThread {
     pub(super) roles: watch::Sender<Arc<HashMap<GroupId, Role>>>,
     pub(super) proposals: HashMap<Ticket, Reply<Answer>>,
     pub(super) reads: HashMap<Ticket, Reply<u64>>,
-    pub(super) tickets: AtomicU64,
+    pub(super) tickets: u64,
 }
 
 impl RaftThread {
@@ -89,8 +89,9 @@ impl RaftThread {
         }
     }
 
-    fn ticket(&self) -> Ticket {
-        Ticket(self.tickets.fetch_add(1, Ordering::Relaxed))
+    fn ticket(&mut self) -> Ticket {
+        self.tickets += 1;
+        Ticket(self.tickets)
     }
 
     fn take(&mut self, input: Input) {
@@ -247,12 +248,10 @@ impl RaftThread {
             }
             if !effects.roles.is_empty() {
                 self.roles.send_modify(|roles| {
-                    let mut changed = HashMap::clone(roles);
                     for (group, role) in &effects.roles {
                         info!(%group, leader = role.leader, term = role.term, leads = role.leads, "role");
-                        changed.insert(*group, *role);
+                        Arc::make_mut(roles).insert(*group, *role);
                     }
-                    *roles = Arc::new(changed);
                 });
             }
         }

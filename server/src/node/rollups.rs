@@ -12,7 +12,6 @@ use galoo_proto::{
     meta::{CreateRollup, DropRollup, MetaOutcome, RollupRecord, meta_command, meta_outcome, rejection::Reason},
     rollup::Rollup,
 };
-use galoo_storage::view::View;
 
 use super::{Node, NodeError, unexpected};
 
@@ -49,16 +48,14 @@ impl Node {
         }
     }
 
-    /// Returns what a shard must still be told of its game's rollups.
-    pub fn missing_rollups(&self, view: &View) -> Result<Vec<command::command::Body>, NodeError> {
+    /// Returns what a shard that knows these rollups must still be told of its game's.
+    pub fn missing_rollups(&self, game: GameId, known: &[Rollup]) -> Vec<command::command::Body> {
         let meta = self.meta.borrow().clone();
-        let known = view.rollups()?;
-        let wanted: Vec<_> = meta.rollups(GameId(view.state().game)).collect();
-        let new = wanted.iter().filter(|rollup| !known.iter().any(|one| one.id == rollup.id));
-        let mut missing: Vec<_> = new.map(|rollup| command::command::Body::DefineRollup((*rollup).clone())).collect();
+        let new = meta.rollups(game).filter(|rollup| !known.iter().any(|one| one.id == rollup.id));
+        let mut missing: Vec<_> = new.map(|rollup| command::command::Body::DefineRollup(rollup.clone())).collect();
         let gone = known.iter().filter(|rollup| meta.was_rollup_dropped(RollupId(rollup.id)));
         missing.extend(gone.map(|one| command::command::Body::DropRollup(command::DropRollup { id: one.id })));
-        Ok(missing)
+        missing
     }
 }
 
