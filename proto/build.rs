@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("galoo.descriptors"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // What is only handed on shares the memory that it came in.
+    tonic_prost_build::configure().bytes(".galoo.peer.v1.RaftMessage.message").compile_fds(descriptors)?;
     Ok(())
 }

@@ -8,12 +8,14 @@
 //!
 //! - a vote and a term, before any message that speaks of them (raft-rs puts those into the second half);
 //! - an entry, before this node counts it as its own; a leader's appends to others go out *before* its own write returns;
+//! - a commit index, before nothing: it is written along with what must be, and learned again after a crash;
 //! - a group's record (it exists, or is destroyed), before anything else of the group;
 //! - a pulled state, in a place of its own, before the one write that switches the group to it ([`raft_loop::Fetch`]).
 //!
 //! The shared log is the authority on which groups exist on the node. Consensus names no game, no player, no engine and
 //! no network: it replicates opaque bytes for whoever implements [`StateMachine`].
 
+pub mod entry;
 mod group_log;
 mod lag;
 pub mod log_store;
@@ -43,17 +45,26 @@ pub struct Ticket(pub u64);
 pub struct Committed {
     /// Its place in the log.
     pub index: u64,
-    /// What was proposed; empty for a new leader's first entry.
+    /// The commands that were proposed together ([`entry::commands`]); empty for a new leader's first entry.
     pub data: bytes::Bytes,
-    /// The ticket, where it was proposed on this node.
-    pub ticket: Option<Ticket>,
+    /// The commands' tickets in order, where they were proposed on this node.
+    pub tickets: Vec<Ticket>,
+}
+
+/// An entry to be applied.
+#[derive(Clone, Debug)]
+pub struct Entry<'a> {
+    /// Its place in the log.
+    pub index: u64,
+    /// Its commands.
+    pub commands: Vec<&'a [u8]>,
 }
 
 /// What is replicated: applies entries in order and says how far that survives a crash.
 ///
 /// Runs on a thread of its own and owns its state. An error stops the group on this node.
 pub trait StateMachine: Send {
-    /// What an entry answers.
+    /// What a command answers.
     type Answer: Send;
     /// What stops the machine.
     type Error: std::error::Error + Send + Sync + 'static;
@@ -61,8 +72,9 @@ pub trait StateMachine: Send {
     /// Index of the last applied entry.
     fn applied(&self) -> u64;
 
-    /// Applies the entry behind the last one. Deterministic in (state, entry).
-    fn apply(&mut self, index: u64, data: &[u8]) -> Result<Self::Answer, Self::Error>;
+    /// Applies the entries behind the last one and returns an answer for each of their commands, in order: all of them
+    /// survive a crash or none. Deterministic in (state, entries), however many come together.
+    fn apply(&mut self, entries: &[Entry<'_>]) -> Result<Vec<Self::Answer>, Self::Error>;
 
     /// Index up to which entries need not be applied again after a crash.
     fn persisted(&self) -> Result<u64, Self::Error>;

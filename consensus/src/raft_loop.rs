@@ -156,7 +156,9 @@ impl RaftLoop {
     }
 
     /// Proposes a command; the ticket comes back with its entry, or among the lost.
-    pub fn propose(&mut self, group: GroupId, ticket: Ticket, data: Vec<u8>) -> Result<(), Refused> {
+    ///
+    /// What a group is asked for between two turns becomes one entry.
+    pub fn propose(&mut self, group: GroupId, ticket: Ticket, data: &[u8]) -> Result<(), Refused> {
         self.replicas.get_mut(&group).ok_or(Refused::NotLeader { leader: 0 })?.propose(ticket, data)
     }
 

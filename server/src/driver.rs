@@ -11,7 +11,7 @@ mod snapshots;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
     thread::JoinHandle,
     time::Duration,
 };
@@ -72,6 +72,8 @@ impl From<Refused> for DriveError {
 }
 
 type Reply<T> = oneshot::Sender<Result<T, DriveError>>;
+/// Who waits for the commands of an entry, in order; empty where they were not proposed here.
+type Replies = Vec<Option<Reply<Answer>>>;
 type Job = Box<dyn FnOnce(&mut Machine) + Send>;
 
 enum Input {
@@ -100,10 +102,6 @@ enum Input {
         message: Box<wire::Message>,
         _permit: OwnedSemaphorePermit,
     },
-    Applied {
-        group: GroupId,
-        index: u64,
-    },
     Cut {
         group: GroupId,
         persisted: u64,
@@ -128,6 +126,29 @@ enum Input {
         group: GroupId,
     },
     Stop,
+}
+
+/// What the apply threads tell the Raft thread, which looks when it turns: it need not wake for it.
+#[derive(Default)]
+struct Applied {
+    /// Bytes of commands that were handed to apply threads and are not applied yet.
+    backlog: AtomicUsize,
+    /// How far groups are, as far as the Raft thread has not seen it.
+    indexes: Mutex<HashMap<GroupId, u64>>,
+}
+
+impl Applied {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<GroupId, u64>> {
+        self.indexes.lock().expect("nobody panics with the indexes in hand")
+    }
+
+    fn tell(&self, group: GroupId, index: u64) {
+        self.lock().insert(group, index);
+    }
+
+    fn take(&self) -> HashMap<GroupId, u64> {
+        std::mem::take(&mut *self.lock())
+    }
 }
 
 /// How the threads are run.
@@ -166,10 +187,10 @@ impl Driver {
         let (roles_sender, roles) = watch::channel(Arc::default());
         let mut threads = Vec::new();
         let mut apply = Vec::new();
-        let backlog = Arc::new(AtomicUsize::new(0));
+        let applied = Arc::new(Applied::default());
         for place in 0..options.apply_threads.max(1) {
             let (sender, received) = crossbeam_channel::unbounded();
-            let worker = ApplyWorker::new(inputs.clone(), backlog.clone(), store.clone());
+            let worker = ApplyWorker::new(inputs.clone(), applied.clone(), store.clone());
             threads.push(spawn(format!("apply-{place}"), move || worker.run(&received))?);
             apply.push(sender);
         }
@@ -181,12 +202,14 @@ impl Driver {
             transport,
             store: store.clone(),
             freezing: HashSet::new(),
-            backlog,
+            applied,
             apply: apply.clone(),
             roles: roles_sender,
             proposals: HashMap::new(),
             reads: HashMap::new(),
             tickets: 0,
+            wrote_at: None,
+            to_write: 0,
         };
         threads.push(spawn("raft".to_owned(), move || raft_thread.run(&received))?);
         Ok(Self { inputs, apply, roles, store, threads: Arc::new(std::sync::Mutex::new(threads)) })

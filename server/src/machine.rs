@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use galoo_cluster::meta::{MetaState, RecordChange, Unreadable};
-use galoo_consensus::StateMachine;
+use galoo_consensus::{Entry, StateMachine};
 use galoo_proto::{GameId, Keyspace, ShardId, command::Outcome, meta::MetaOutcome};
 use galoo_storage::{
     engine::{Direction, Engine, Family, WriteBatch},
@@ -42,6 +42,9 @@ pub enum MachineError {
     /// A meta command or record does not decode.
     #[error(transparent)]
     Meta(#[from] Unreadable),
+    /// A log entry does not decode.
+    #[error("the entry is damaged or of a newer version")]
+    Entry,
 }
 
 impl StateMachine for Machine {
@@ -55,10 +58,13 @@ impl StateMachine for Machine {
         }
     }
 
-    fn apply(&mut self, index: u64, data: &[u8]) -> Result<Answer, MachineError> {
+    fn apply(&mut self, entries: &[Entry<'_>]) -> Result<Vec<Answer>, MachineError> {
         Ok(match self {
-            Self::Shard(shard) => Answer::Shard(shard.apply(index, data)?),
-            Self::Meta(meta) => Answer::Meta(meta.apply(index, data)?),
+            Self::Shard(shard) => {
+                let entries = entries.iter().map(|entry| (entry.index, entry.commands.as_slice()));
+                shard.apply_all(entries)?.into_iter().map(Answer::Shard).collect()
+            }
+            Self::Meta(meta) => meta.apply(entries)?.into_iter().map(Answer::Meta).collect(),
         })
     }
 
@@ -171,23 +177,26 @@ impl MetaMachine {
         Ok(Self { engine: self.engine.clone(), keyspace, applied, state, changed: self.changed.clone() })
     }
 
-    fn apply(&mut self, index: u64, data: &[u8]) -> Result<MetaOutcome, MachineError> {
-        assert!(index == self.applied + 1, "INV-S2: {index} applied after {}", self.applied);
+    fn apply(&mut self, entries: &[Entry<'_>]) -> Result<Vec<MetaOutcome>, MachineError> {
         let mut batch = WriteBatch::default();
-        let outcome = if data.is_empty() {
-            MetaOutcome::default()
-        } else {
-            let (outcome, changes) = self.state.apply(data)?;
-            put_records(&mut batch, self.keyspace, changes);
-            outcome
-        };
-        batch.put(Family::Meta, key(self.keyspace, APPLIED, &[]), index.to_be_bytes().to_vec());
+        let mut outcomes = Vec::new();
+        let mut applied = self.applied;
+        for entry in entries {
+            assert!(entry.index == applied + 1, "INV-S2: {} applied after {applied}", entry.index);
+            applied = entry.index;
+            for command in &entry.commands {
+                let (outcome, changes) = self.state.apply(command)?;
+                put_records(&mut batch, self.keyspace, changes);
+                outcomes.push(outcome);
+            }
+        }
+        batch.put(Family::Meta, key(self.keyspace, APPLIED, &[]), applied.to_be_bytes().to_vec());
         self.engine.write(batch)?;
-        self.applied = index;
+        self.applied = applied;
         if self.changed.borrow().version() != self.state.version() {
             self.changed.send_replace(Arc::new(self.state.clone()));
         }
-        Ok(outcome)
+        Ok(outcomes)
     }
 
     fn persisted(&self) -> Result<u64, MachineError> {

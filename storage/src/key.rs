@@ -13,7 +13,7 @@
 //! chunks      ... | chunk u64, token u64, player text, event_time u64, seq u64 -> event (see `event` below)
 //! producers   ... | 0x01 producer text                                -> Producer
 //!             ... | 0x02 producer text, number u64                    -> BatchOutcome
-//!             ... | 0x03 log index u64                                -> producer id (order of eviction)
+//!             ... | 0x03 log index u64, producer text                 -> nothing (order of eviction)
 //!             ... | 0x04 group text, producer text                    -> registered_at u64
 //! rollups     ... | 0x01 rollup u64                                   -> covered seq u64
 //!             ... | 0x02 rollup u64, token u64, bucket u64, groups    -> cell (see `rollup::cell`)
@@ -407,10 +407,17 @@ pub fn all_outcomes(keyspace: Keyspace) -> Range<Vec<u8>> {
 }
 
 /// A producer's place in the order of eviction.
-pub fn eviction(keyspace: Keyspace, used_index: u64) -> Vec<u8> {
+pub fn eviction(keyspace: Keyspace, used_index: u64, producer: &str) -> Vec<u8> {
     let mut key = tagged(keyspace, EVICTION);
     key.extend_from_slice(&used_index.to_be_bytes());
+    push_text(&mut key, producer.as_bytes());
     key
+}
+
+/// The producer of a place in the order of eviction.
+pub fn evicted_producer(key: &[u8]) -> Result<String> {
+    let parse = |key: &[u8]| take_text(&mut key.get(evictions(Keyspace(0)).start.len() + 8..)?);
+    parse(key).ok_or_else(|| Error::row("eviction", "malformed"))
 }
 
 /// The order of eviction.

@@ -1,15 +1,17 @@
 //! The state machine of one shard: [`Shard::apply`] takes committed commands in log order.
 //!
-//! Deterministic: what apply writes and answers depends on the shard's state and the command alone, so that replicas at
-//! the same index hold the same content (P5). The effect of a command, its outcome for deduplication and the applied
-//! index are one atomic write (INV-S2), so that a command takes effect once however often the node crashes. A command
-//! that does not fit the state is *rejected*, equally everywhere; anything else that goes wrong stops the shard.
+//! Deterministic: what apply writes and answers depends on the shard's state and the commands alone, so that replicas at
+//! the same index hold the same content (P5). Commands take effect one after the other; those of an entry, and of
+//! entries that are applied together, are written together: their effects, their outcomes for deduplication and the
+//! applied index are one atomic write (INV-S2), so that a command takes effect once however often the node crashes. A command that does not fit the state
+//! is *rejected*, equally everywhere; anything else that goes wrong stops the shard.
 
 mod cells;
 mod checksum;
 mod events;
 mod producers;
 mod rollups;
+mod turn;
 
 use std::{
     collections::HashMap,
@@ -20,23 +22,27 @@ use std::{
 };
 
 use galoo_proto::{
-    Hlc, Keyspace, RollupId, Seq, ShardId, Token, TokenRange,
-    command::{Command, Outcome, Registered, Rejection, Sealed, command::Body, outcome, rejection::Reason},
+    Hlc, Keyspace, Seq, ShardId, TokenRange,
+    command::{Outcome, Registered, Rejection, outcome, rejection::Reason},
     record,
 };
 use prost::Message;
 
 pub use self::checksum::Checksum;
 pub(crate) use self::events::read_properties;
+use self::turn::{Turn, Written};
 use crate::{
     Error, Result,
-    engine::{Engine, Family, WriteBatch},
+    engine::{Engine, Family},
     key,
     properties::Kinds,
 };
 
 /// The newest format of [`Command`] and of the shard state that this version knows.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// Producers that a shard keeps in memory; beyond it all are let go of, and read again when they are used.
+const PRODUCERS_CACHED_MAX: usize = 1_024;
 
 /// One replica's shard, owned by the thread that applies.
 pub struct Shard {
@@ -45,6 +51,8 @@ pub struct Shard {
     state: record::ShardState,
     /// The catalog of properties, as it stands in the engine.
     properties: HashMap<String, Kinds>,
+    /// Producers that were used lately, as they stand in the engine.
+    producers: HashMap<String, record::Producer>,
     progress: Arc<Progress>,
 }
 
@@ -65,18 +73,6 @@ impl Progress {
     pub fn last_seq(&self) -> Seq {
         Seq(self.last_seq.load(Ordering::Acquire))
     }
-}
-
-/// What apply works on: the changes of one command, before they are written together.
-struct Turn<'a> {
-    shard: &'a Shard,
-    state: record::ShardState,
-    index: u64,
-    hlc: Hlc,
-    batch: WriteBatch,
-    new_properties: Vec<(String, Kinds)>,
-    /// The producer of the command's batch as the table has it; `None` for one that is new.
-    producer: Option<record::Producer>,
 }
 
 impl Shard {
@@ -107,7 +103,7 @@ impl Shard {
         let progress = Arc::new(Progress::default());
         progress.applied.store(state.applied, Ordering::Release);
         progress.last_seq.store(state.last_seq, Ordering::Release);
-        Ok(Self { engine, keyspace, state, properties, progress })
+        Ok(Self { engine, keyspace, state, properties, producers: HashMap::new(), progress })
     }
 
     /// Log index of the last applied command.
@@ -141,97 +137,54 @@ impl Shard {
         Ok(decode_state(state.as_deref())?.map_or(0, |state| state.applied))
     }
 
-    /// Applies the committed command at `index` and returns its outcome, equal on every replica.
+    /// Applies the commands of the committed entry at `index` and returns their outcomes, equal on every replica.
     ///
-    /// An empty command (a new leader's first entry) only moves the index.
+    /// An entry without commands (a new leader's first one) only moves the index.
     ///
     /// # Errors
-    /// Any error stops the shard: the command may be read by a later version or on a healthy disk, never skipped.
-    pub fn apply(&mut self, index: u64, command: &[u8]) -> Result<Outcome> {
-        assert!(index == self.state.applied + 1, "INV-S2: {index} applied after {}", self.state.applied);
-        let command = Command::decode(command).map_err(|error| Error::row("command", error))?;
-        if command.version > FORMAT_VERSION {
-            return Err(Error::NewerFormat { what: "command", found: command.version, known: FORMAT_VERSION });
+    /// Any error stops the shard: the entry may be read by a later version or on a healthy disk, never skipped.
+    pub fn apply(&mut self, index: u64, commands: &[&[u8]]) -> Result<Vec<Outcome>> {
+        self.apply_all([(index, commands)])
+    }
+
+    /// Applies committed entries that follow each other, in one write, and returns the outcomes of all their commands.
+    ///
+    /// # Errors
+    /// As [`Shard::apply`]; then none of the entries is applied.
+    pub fn apply_all<'c>(&mut self, entries: impl IntoIterator<Item = (u64, &'c [&'c [u8]])>) -> Result<Vec<Outcome>> {
+        let mut turn = Turn::new(self);
+        let mut outcomes = Vec::new();
+        for (index, commands) in entries {
+            turn.begin(index);
+            for command in commands {
+                outcomes.push(turn.take(command)?);
+            }
         }
-        // A leader stamps above everything in its log; a lower stamp (its clock went backwards) is lifted alike everywhere.
-        let hlc = if command.body.is_none() { self.hlc() } else { Hlc(command.hlc).max(Hlc(self.state.hlc + 1)) };
-        let mut turn = Turn {
-            shard: self,
-            state: self.state,
-            index,
-            hlc,
-            batch: WriteBatch::default(),
-            new_properties: Vec::new(),
-            producer: None,
-        };
-        let outcome = turn.run(command.body)?;
-        let Turn { mut state, mut batch, new_properties, .. } = turn;
-        state.applied = index;
-        state.hlc = hlc.0;
-        batch.put(Family::Meta, key::state(self.keyspace), state.encode_to_vec());
+        let Written { state, batch, new_properties, producers } = turn.finish();
         self.engine.write(batch)?;
         self.state = state;
         self.properties.extend(new_properties);
+        self.keep(producers);
         self.progress.last_seq.store(self.state.last_seq, Ordering::Release);
-        self.progress.applied.store(index, Ordering::Release);
-        Ok(outcome)
+        self.progress.applied.store(self.state.applied, Ordering::Release);
+        Ok(outcomes)
+    }
+
+    /// Keeps producers in memory as they were just written.
+    fn keep(&mut self, changed: HashMap<String, Option<record::Producer>>) {
+        for (id, producer) in changed {
+            match producer {
+                Some(producer) => drop(self.producers.insert(id, producer)),
+                None => drop(self.producers.remove(&id)),
+            }
+        }
+        if self.producers.len() > PRODUCERS_CACHED_MAX {
+            self.producers.clear();
+        }
     }
 
     fn range(&self) -> TokenRange {
         self.state.range.unwrap_or_default().into()
-    }
-}
-
-impl Turn<'_> {
-    fn run(&mut self, body: Option<Body>) -> Result<Outcome> {
-        match body {
-            None => Ok(Outcome::default()),
-            Some(Body::Append(append)) => {
-                if let Some(rejected) = self.reroute(append.range) {
-                    return Ok(rejected);
-                }
-                self.append(append)
-            }
-            Some(Body::Mutate(mutate)) => {
-                if let Some(rejected) = self.reroute(mutate.range) {
-                    return Ok(rejected);
-                }
-                self.mutate(mutate)
-            }
-            Some(Body::RegisterProducer(register)) => {
-                if let Some(rejected) = self.reroute(register.range) {
-                    return Ok(rejected);
-                }
-                self.register(&register.producer_id)
-            }
-            Some(Body::Seal(seal)) => Ok(self.seal(seal.chunk)),
-            Some(Body::DefineRollup(rollup)) => self.define_rollup(&rollup),
-            Some(Body::DropRollup(drop)) => self.drop_rollup(RollupId(drop.id)),
-        }
-    }
-
-    /// Refuses what was cut for another range than the shard has.
-    fn reroute(&self, range: Option<galoo_proto::command::TokenRange>) -> Option<Outcome> {
-        let wanted = TokenRange::from(range.unwrap_or_default());
-        (wanted != self.shard.range())
-            .then(|| rejected(Reason::Reroute, 0, format!("cut for {wanted}, the shard has {}", self.shard.range())))
-    }
-
-    fn seal(&mut self, chunk: u64) -> Outcome {
-        let open = self.state.open.get_or_insert_default();
-        let closed = open.id == chunk && open.last_seq >= open.first_seq;
-        if closed {
-            let next = new_chunk(open.id + 1, open.last_seq);
-            let mut sealed = std::mem::replace(open, next);
-            sealed.sealed_hlc = self.hlc.0;
-            let id = galoo_proto::ChunkId(sealed.id);
-            self.batch.put(Family::Meta, key::chunk(self.shard.keyspace, id), sealed.encode_to_vec());
-        }
-        Outcome { result: Some(outcome::Result::Sealed(Sealed { closed })) }
-    }
-
-    fn owns(&self, token: Token) -> bool {
-        self.shard.range().contains(token)
     }
 }
 

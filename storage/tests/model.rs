@@ -16,7 +16,8 @@ use galoo_proto::{
     command::{
         AppendEvents, BatchId, Command, DropRollup, MutatePlayer, Outcome, PropertyKinds, Seal, command::Body, outcome,
     },
-    value::{Event, Mutation, Null, Precondition, Value, mutation::Change, value::Kind},
+    limits::PRODUCERS_MAX,
+    value::{Cell, Event, Mutation, Null, Precondition, StoredEvent, Value, mutation::Change, value::Kind},
 };
 use galoo_storage::{
     compaction::{build_segment, commit_segment, known_segments},
@@ -155,7 +156,7 @@ impl World {
     fn apply(&mut self, body: Body) -> Outcome {
         let hlc = Hlc::from_millis(1_000 + self.log.len() as u64).0;
         let command = Command { version: 1, hlc, body: Some(body) }.encode_to_vec();
-        let outcome = self.shard.apply(self.log.len() as u64 + 1, &command).expect("applies");
+        let outcome = one(self.shard.apply(self.log.len() as u64 + 1, &[&command]).expect("applies"));
         self.log.push(command);
         self.outcomes.push(outcome.clone());
         outcome
@@ -197,10 +198,16 @@ impl World {
         self.shard = open(&self.engine);
         let from = usize::try_from(self.shard.applied()).expect("small");
         for (at, command) in self.log.iter().enumerate().skip(from) {
-            let outcome = self.shard.apply(at as u64 + 1, command).expect("applies");
+            let outcome = one(self.shard.apply(at as u64 + 1, &[command]).expect("applies"));
             assert_eq!(outcome, self.outcomes[at], "command {} answers otherwise after a crash", at + 1);
         }
     }
+}
+
+/// The outcome of an entry's only command.
+fn one(mut outcomes: Vec<Outcome>) -> Outcome {
+    assert_eq!(outcomes.len(), 1);
+    outcomes.remove(0)
 }
 
 /// What an event says, whatever the order of its members.
@@ -379,6 +386,18 @@ fn run(steps: &[Step], world: &mut World) -> Model {
     model
 }
 
+/// Events and cells, without what depends on their place in the log.
+fn content(view: &View) -> (Vec<StoredEvent>, Vec<Vec<Cell>>) {
+    let events = view.events_after(Seq(0), EventFilter::default()).map(|event| {
+        let event = event.expect("reads");
+        let said = event.event.as_ref().map(|event| said(event).3.to_string());
+        let whole = event.event.map(|event| Event { properties: said.unwrap_or_default(), ..event });
+        StoredEvent { event: whole, ..event }
+    });
+    let cells = (0..4).map(|player| view.cells(&format!("p{player}"), None, None).expect("reads"));
+    (events.collect(), cells.collect())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
     #[test]
@@ -396,10 +415,30 @@ proptest! {
         let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&folder.path().join("rocks"), &rocks::Options::default()).expect("opens"));
         let mut other = World::new(&folder.path().join("segments"), engine, None);
         for (at, command) in world.log.iter().enumerate() {
-            let outcome = other.shard.apply(at as u64 + 1, command).expect("applies");
+            let outcome = one(other.shard.apply(at as u64 + 1, &[command]).expect("applies"));
             prop_assert_eq!(&outcome, &world.outcomes[at]);
         }
         prop_assert_eq!(Checksum::of(&other.view()).expect("sums"), sum);
+
+        // The same commands, several a write: each sees what those before it did.
+        let mut packed = World::new(&folder.path().join("packed"), Arc::new(MemoryEngine::default()), None);
+        let mut outcomes = Vec::new();
+        let mut rest = world.log.as_slice();
+        for (round, size) in [3, 1, 5, 2].into_iter().cycle().enumerate() {
+            let (entry, behind) = rest.split_at(size.min(rest.len()));
+            let commands: Vec<_> = entry.iter().map(Vec::as_slice).collect();
+            // As one entry, or as two that are applied together.
+            let (left, right) = commands.split_at(if round % 2 == 0 { commands.len() } else { commands.len() / 2 });
+            let entries = [left, right].into_iter().filter(|commands| !commands.is_empty());
+            let index = packed.shard.applied() + 1;
+            outcomes.extend(packed.shard.apply_all((index..).zip(entries)).expect("applies"));
+            rest = behind;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        prop_assert_eq!(&outcomes, &world.outcomes);
+        prop_assert_eq!(content(&packed.view()), content(&world.view()));
     }
 }
 
@@ -483,4 +522,42 @@ fn a_batch_that_may_grow_stores_what_is_new_once() {
     assert_eq!(send(6, false), None, "a batch that was complete does not grow");
     assert_eq!(send(4, false), None, "nor does it shrink");
     assert_eq!(world.shard.state().events, 5);
+}
+
+/// A full table lets go of the producers whose use lies furthest back, one for each new one, also when an entry brings
+/// several; whether an evicted one's batch was stored before is not known, and that is what it is told.
+#[test]
+fn a_full_table_evicts_in_the_order_of_use() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = World::new(folder.path(), Arc::new(MemoryEngine::default()), None);
+    let command = |producer: u64, registered_at: u64| {
+        let batch = BatchId { producer_id: format!("p{producer}"), registered_at, ..Default::default() };
+        let range = Some(TokenRange::FULL.into());
+        let body = AppendEvents { range, batch: Some(batch), events: vec![event((0, 1, 0))], properties: vec![] };
+        Command { version: 1, hlc: 0, body: Some(Body::Append(body)) }.encode_to_vec()
+    };
+    let mut index = 0;
+    let mut apply = |commands: Vec<Vec<u8>>| {
+        index += 1;
+        let commands: Vec<_> = commands.iter().map(Vec::as_slice).collect();
+        world.shard.apply(index, &commands).expect("applies")
+    };
+    let stored = |outcome: &Outcome| match &outcome.result {
+        Some(outcome::Result::Appended(appended)) => Some(!appended.duplicate),
+        _ => None,
+    };
+    let mut next = 0;
+    while next < PRODUCERS_MAX {
+        let end = (next + 512).min(PRODUCERS_MAX);
+        let outcomes = apply((next..end).map(|producer| command(producer, 1 + producer)).collect());
+        assert!(outcomes.iter().all(|outcome| stored(outcome) == Some(true)));
+        next = end;
+    }
+    assert_eq!(stored(&apply(vec![command(0, 1)])[0]), Some(false), "known while the table has room");
+    let new = apply((0..3).map(|more| command(PRODUCERS_MAX + more, u64::MAX)).collect());
+    assert!(new.iter().all(|outcome| stored(outcome) == Some(true)));
+    for evicted in 0..3 {
+        assert_eq!(stored(&apply(vec![command(evicted, 1 + evicted)])[0]), None, "p{evicted} is expired");
+    }
+    assert_eq!(stored(&apply(vec![command(3, 4)])[0]), Some(false), "p3 is known");
 }

@@ -91,7 +91,7 @@ fn fill(engine: &Arc<dyn Engine>, files: &Arc<SegmentFiles>, steps: &[Step]) -> 
     for (at, step) in (1..).zip(steps) {
         let open = shard.state().open.unwrap_or_default().id;
         let command = Command { version: 1, hlc: Hlc::from_millis(at).0, body: Some(body(step, at, open)) };
-        shard.apply(at, &command.encode_to_vec()).expect("applies");
+        shard.apply(at, &[&command.encode_to_vec()]).expect("applies");
         if matches!(step, Step::Build) {
             let sealed = shard.state().open.unwrap_or_default().id - 1;
             let view = view(engine, FROM, files);

@@ -74,8 +74,10 @@ impl Nodes {
                 self.reads.extend(effects.reads.into_iter().map(|(_, ticket, index)| (at, ticket, index)));
                 for (group, entries) in effects.committed {
                     raft.applied(group, entries.last().map_or(0, |entry| entry.index));
-                    let data = entries.into_iter().filter(|entry| !entry.data.is_empty());
-                    self.applied[at].extend(data.map(|entry| (entry.index, entry.data.to_vec())));
+                    for entry in entries {
+                        let commands = crate::entry::commands(&entry.data).expect("an entry");
+                        self.applied[at].extend(commands.into_iter().map(|command| (entry.index, command.to_vec())));
+                    }
                 }
             }
             for (group, message) in messages {
@@ -110,7 +112,7 @@ fn a_sole_voter_leads_at_once_and_serves_reads() {
     let mut nodes = Nodes::new(1);
     nodes.settle();
     assert!(nodes.loops[0].role(GROUP).expect("here").leads);
-    nodes.loops[0].propose(GROUP, Ticket(1), b"a".to_vec()).expect("proposed");
+    nodes.loops[0].propose(GROUP, Ticket(1), b"a").expect("proposed");
     nodes.settle();
     assert_eq!(nodes.applied[0], vec![(2, b"a".to_vec())]);
     nodes.loops[0].read(GROUP, Ticket(2)).expect("read");
@@ -122,14 +124,14 @@ fn a_sole_voter_leads_at_once_and_serves_reads() {
 fn a_leader_cut_off_commits_nothing_and_its_proposal_is_lost_after_healing() {
     let mut nodes = Nodes::new(3);
     let old = nodes.leader();
-    nodes.loops[old].propose(GROUP, Ticket(1), b"kept".to_vec()).expect("proposed");
+    nodes.loops[old].propose(GROUP, Ticket(1), b"kept").expect("proposed");
     nodes.settle();
     nodes.cut_off.insert(old as u64 + 1);
-    nodes.loops[old].propose(GROUP, Ticket(2), b"lost".to_vec()).expect("proposed");
+    nodes.loops[old].propose(GROUP, Ticket(2), b"lost").expect("proposed");
     nodes.settle();
     let new = nodes.leader();
     assert_ne!(new, old);
-    nodes.loops[new].propose(GROUP, Ticket(3), b"new".to_vec()).expect("proposed");
+    nodes.loops[new].propose(GROUP, Ticket(3), b"new").expect("proposed");
     nodes.settle();
     nodes.cut_off.clear();
     for _ in 0..5 {
@@ -177,7 +179,7 @@ fn a_cut_log_opens_again_behind_the_cut() {
     };
     run(&mut raft);
     for i in 0..10 {
-        raft.propose(GROUP, Ticket(i), vec![1]).expect("proposed");
+        raft.propose(GROUP, Ticket(i), &[1]).expect("proposed");
         run(&mut raft);
     }
     raft.cut(GROUP, 8, 1).expect("cut");

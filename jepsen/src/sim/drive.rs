@@ -71,7 +71,7 @@ impl World {
             (Operation::Read { player }, _) => process.raft.read(GROUP, ticket).map(|()| {
                 process.reads.insert(ticket, (asker, *player));
             }),
-            (_, Some(command)) => process.raft.propose(GROUP, ticket, command).map(|()| {
+            (_, Some(command)) => process.raft.propose(GROUP, ticket, &command).map(|()| {
                 process.proposals.insert(ticket, asker);
             }),
             (_, None) => Ok(()),
@@ -198,13 +198,17 @@ impl World {
         for _ in 0..count {
             let node = &mut self.nodes[at];
             let Some(entry) = node.process.as_mut().and_then(|process| process.queue.pop_front()) else { break };
-            let command = node.command(entry.index, &entry.data);
+            let commands = node.commands(entry.index, &entry.data);
+            let commands: Vec<_> = commands.iter().map(Vec::as_slice).collect();
             let Some(process) = &mut node.process else { return };
-            let outcome = process.shard.apply(entry.index, &command).expect("a command applies");
+            let outcomes = process.shard.apply(entry.index, &commands).expect("a command applies");
             process.raft.applied(GROUP, entry.index);
-            let asker = entry.ticket.and_then(|ticket| process.proposals.remove(&ticket));
-            if let Some(asker) = asker {
-                self.answer(at, asker, Answer::Done(outcome));
+            let askers = entry.tickets.iter().map(|ticket| process.proposals.remove(ticket));
+            let answers: Vec<_> = askers.zip(outcomes).collect();
+            for (asker, outcome) in answers {
+                if let Some(asker) = asker {
+                    self.answer(at, asker, Answer::Done(outcome));
+                }
             }
         }
         let Some(process) = &mut self.nodes[at].process else { return };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use galoo_consensus::{
-    Committed, GroupId, Result as LogResult, Ticket,
+    Committed, GroupId, Result as LogResult, Ticket, entry,
     log_store::{GroupRecord, GroupWrite, LogStore, memory::MemoryLog},
     raft_loop::{Limits, RaftLoop, Timing},
 };
@@ -218,23 +218,28 @@ impl Node {
         said.collect()
     }
 
-    /// The command as this node's state machine takes it: here a deliberate bug gets in.
-    pub(crate) fn command(&self, index: u64, data: &[u8]) -> Vec<u8> {
+    /// An entry's commands as this node's state machine takes them: here a deliberate bug gets in.
+    pub(crate) fn commands(&self, index: u64, data: &[u8]) -> Vec<Vec<u8>> {
         let skipped = self.bug == Bug::CommandIsSkipped && self.id == 2 && index.is_multiple_of(50);
         if skipped {
             return Vec::new();
         }
-        if self.bug == Bug::BatchIsAppliedAgain && !data.is_empty() {
-            let mut command = Command::decode(data).expect("a command");
-            match &mut command.body {
-                Some(Body::Append(append)) => append.batch = None,
-                Some(Body::Mutate(mutate)) => mutate.batch = None,
-                _ => {}
-            }
-            return command.encode_to_vec();
+        let commands = entry::commands(data).expect("an entry of this version");
+        if self.bug == Bug::BatchIsAppliedAgain {
+            return commands.into_iter().map(without_batch).collect();
         }
-        data.to_vec()
+        commands.into_iter().map(<[u8]>::to_vec).collect()
     }
+}
+
+fn without_batch(command: &[u8]) -> Vec<u8> {
+    let mut command = Command::decode(command).expect("a command");
+    match &mut command.body {
+        Some(Body::Append(append)) => append.batch = None,
+        Some(Body::Mutate(mutate)) => mutate.batch = None,
+        _ => {}
+    }
+    command.encode_to_vec()
 }
 
 /// The shared log of a node: durable when a write returns, or, as a deliberate bug, when the next one does.

@@ -344,7 +344,7 @@ mod tests {
         fn apply(&mut self, body: Body) {
             let index = self.shard.applied() + 1;
             let command = Command { version: 1, hlc: index << 16, body: Some(body) };
-            self.shard.apply(index, &command.encode_to_vec()).expect("applies");
+            self.shard.apply(index, &[&command.encode_to_vec()]).expect("applies");
         }
 
         fn append(&mut self, events: Vec<Event>) {

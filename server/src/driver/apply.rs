@@ -1,20 +1,23 @@
-//! An apply thread: owns state machines, applies what is committed in order, and runs jobs between two commands.
+//! An apply thread: owns state machines, applies what is committed in order, and runs jobs between two entries.
+//!
+//! Entries of a group that wait behind each other are applied together, in one write: a thread that falls behind pays less
+//! for each.
 
 use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, atomic::Ordering},
 };
 
 use crossbeam_channel::{Receiver, Sender};
-use galoo_consensus::{Committed, GroupId, StateMachine, raft_loop::Offer};
+use galoo_consensus::{Committed, Entry, GroupId, StateMachine, entry, raft_loop::Offer};
 use galoo_proto::{Keyspace, ShardId};
 use tracing::{error, info};
 
-use super::{Input, Job, Move, Reply, Store};
-use crate::machine::{Answer, Machine};
+use super::{Applied, Input, Job, Move, Replies, Reply, Store};
+use crate::machine::{Answer, Machine, MachineError};
+
+/// Bytes of commands that are applied together, but for the last entry.
+const TOGETHER_BYTES_MAX: usize = 8 << 20;
 
 pub(super) enum ApplyInput {
     Open {
@@ -26,7 +29,7 @@ pub(super) enum ApplyInput {
     },
     Entries {
         group: GroupId,
-        entries: Vec<(Committed, Option<Reply<Answer>>)>,
+        entries: Vec<(Committed, Replies)>,
     },
     /// Answer once the group has applied `index`.
     Await {
@@ -56,84 +59,110 @@ pub(super) struct ApplyWorker {
     /// Reads that wait for an index.
     waiting: HashMap<GroupId, Vec<(u64, Reply<()>)>>,
     inputs: Sender<Input>,
-    /// Bytes of commands that were handed to apply threads and are not applied yet.
-    backlog: Arc<AtomicUsize>,
+    applied: Arc<Applied>,
     store: Arc<Store>,
 }
 
 impl ApplyWorker {
-    pub(super) fn new(inputs: Sender<Input>, backlog: Arc<AtomicUsize>, store: Arc<Store>) -> Self {
-        Self { machines: HashMap::new(), waiting: HashMap::new(), inputs, backlog, store }
+    pub(super) fn new(inputs: Sender<Input>, applied: Arc<Applied>, store: Arc<Store>) -> Self {
+        Self { machines: HashMap::new(), waiting: HashMap::new(), inputs, applied, store }
     }
 
     pub(super) fn run(mut self, received: &Receiver<ApplyInput>) {
-        for input in received {
-            match input {
-                ApplyInput::Stop => return,
-                ApplyInput::Open { group, machine } => {
-                    self.machines.insert(group, *machine);
-                }
-                ApplyInput::Destroy { group } => {
-                    self.machines.remove(&group);
-                    self.waiting.remove(&group);
-                }
-                ApplyInput::Entries { group, entries } => self.apply(group, entries),
-                ApplyInput::Swap { group, keyspace, index } => self.swap(group, keyspace, index),
-                ApplyInput::Freeze { group } => {
-                    let offer = self.freeze(group);
-                    let _ = self.inputs.send(Input::Frozen { group, offer });
-                }
-                ApplyInput::Await { group, index, reply } => match self.machines.get(&group) {
-                    Some(machine) if machine.applied() >= index => {
-                        let _ = reply.send(Ok(()));
+        while let Ok(first) = received.recv() {
+            // By group: groups do not know of each other's order.
+            let mut together: BTreeMap<GroupId, Vec<(Committed, Replies)>> = BTreeMap::new();
+            let mut bytes = 0;
+            let mut next = Some(first);
+            while let Some(input) = next {
+                match input {
+                    ApplyInput::Entries { group, entries } => {
+                        bytes += bytes_of(&entries);
+                        together.entry(group).or_default().extend(entries);
                     }
-                    Some(_) => {
-                        let waiting = self.waiting.entry(group).or_default();
-                        // Those that gave up waiting.
-                        waiting.retain(|(_, reply)| !reply.is_closed());
-                        waiting.push((index, reply));
-                    }
-                    None => {}
-                },
-                ApplyInput::Job { group, job } => {
-                    if let Some(machine) = self.machines.get_mut(&group) {
-                        job(machine);
+                    other => {
+                        self.apply_together(&mut together);
+                        if matches!(other, ApplyInput::Stop) {
+                            return;
+                        }
+                        self.take(other);
                     }
                 }
+                next = if bytes < TOGETHER_BYTES_MAX { received.try_recv().ok() } else { None };
             }
+            self.apply_together(&mut together);
         }
     }
 
-    fn apply(&mut self, group: GroupId, entries: Vec<(Committed, Option<Reply<Answer>>)>) {
-        let bytes = entries.iter().map(|(entry, _)| entry.data.len()).sum();
-        self.apply_all(group, entries);
-        self.backlog.fetch_sub(bytes, Ordering::Relaxed);
+    fn take(&mut self, input: ApplyInput) {
+        match input {
+            ApplyInput::Open { group, machine } => {
+                self.machines.insert(group, *machine);
+            }
+            ApplyInput::Destroy { group } => {
+                self.machines.remove(&group);
+                self.waiting.remove(&group);
+            }
+            ApplyInput::Swap { group, keyspace, index } => self.swap(group, keyspace, index),
+            ApplyInput::Freeze { group } => {
+                let offer = self.freeze(group);
+                let _ = self.inputs.send(Input::Frozen { group, offer });
+            }
+            ApplyInput::Await { group, index, reply } => match self.machines.get(&group) {
+                Some(machine) if machine.applied() >= index => {
+                    let _ = reply.send(Ok(()));
+                }
+                Some(_) => {
+                    let waiting = self.waiting.entry(group).or_default();
+                    // Those that gave up waiting.
+                    waiting.retain(|(_, reply)| !reply.is_closed());
+                    waiting.push((index, reply));
+                }
+                None => {}
+            },
+            ApplyInput::Job { group, job } => {
+                if let Some(machine) = self.machines.get_mut(&group) {
+                    job(machine);
+                }
+            }
+            ApplyInput::Entries { .. } | ApplyInput::Stop => {}
+        }
     }
 
-    fn apply_all(&mut self, group: GroupId, entries: Vec<(Committed, Option<Reply<Answer>>)>) {
+    fn apply_together(&mut self, together: &mut BTreeMap<GroupId, Vec<(Committed, Replies)>>) {
+        while let Some((group, entries)) = together.pop_first() {
+            let bytes = bytes_of(&entries);
+            self.apply(group, entries);
+            self.applied.backlog.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn apply(&mut self, group: GroupId, entries: Vec<(Committed, Replies)>) {
         let Some(machine) = self.machines.get_mut(&group) else { return };
-        for (entry, reply) in entries {
-            match machine.apply(entry.index, &entry.data) {
-                Ok(answer) => {
-                    if let Some(reply) = reply {
-                        let _ = reply.send(Ok(answer));
+        let behind = machine.applied();
+        match apply_entries(machine, &entries) {
+            Ok(answers) => {
+                for ((_, replies), answers) in entries.into_iter().zip(answers) {
+                    for (reply, answer) in replies.into_iter().zip(answers) {
+                        if let Some(reply) = reply {
+                            let _ = reply.send(Ok(answer));
+                        }
                     }
                 }
-                Err(failure) => {
-                    error!(%group, index = entry.index, %failure, "a command cannot be applied; the group stops on this node");
-                    self.machines.remove(&group);
-                    self.waiting.remove(&group);
-                    return;
-                }
+                self.tell(group);
+            }
+            Err(failure) => {
+                error!(%group, behind, %failure, "a command cannot be applied; the group stops on this node");
+                self.machines.remove(&group);
+                self.waiting.remove(&group);
             }
         }
-        self.tell(group);
     }
 
     /// Tells how far a group is, to Raft and to the reads that wait.
     fn tell(&mut self, group: GroupId) {
         let Some(index) = self.machines.get(&group).map(Machine::applied) else { return };
-        let _ = self.inputs.send(Input::Applied { group, index });
+        self.applied.tell(group, index);
         if let Some(waiting) = self.waiting.get_mut(&group) {
             for (_, reply) in waiting.extract_if(.., |(wanted, _)| *wanted <= index) {
                 let _ = reply.send(Ok(()));
@@ -176,4 +205,19 @@ impl ApplyWorker {
             }
         }
     }
+}
+
+fn bytes_of(entries: &[(Committed, Replies)]) -> usize {
+    entries.iter().map(|(committed, _)| committed.data.len()).sum()
+}
+
+/// Applies entries in one write and returns the answers of each one's commands.
+fn apply_entries(machine: &mut Machine, entries: &[(Committed, Replies)]) -> Result<Vec<Vec<Answer>>, MachineError> {
+    let mut unpacked = Vec::with_capacity(entries.len());
+    for (committed, _) in entries {
+        let commands = entry::commands(&committed.data).ok_or(MachineError::Entry)?;
+        unpacked.push(Entry { index: committed.index, commands });
+    }
+    let mut answers = machine.apply(&unpacked)?.into_iter();
+    Ok(unpacked.iter().map(|entry| answers.by_ref().take(entry.commands.len()).collect()).collect())
 }

@@ -188,7 +188,7 @@ impl Peer {
 
     /// Hands a Raft message over; false when it was dropped.
     pub(super) fn send(&self, group: GroupId, message: Vec<u8>) -> bool {
-        let taken = self.outbox.push(RaftMessage { group: group.0, message });
+        let taken = self.outbox.push(RaftMessage { group: group.0, message: message.into() });
         if !taken {
             metrics::counter!("galoo_raft_messages_dropped_total", "to" => self.id.to_string()).increment(1);
         }
@@ -373,7 +373,7 @@ mod tests {
     use super::*;
 
     fn message(bytes: usize) -> RaftMessage {
-        RaftMessage { group: 1, message: vec![0; bytes] }
+        RaftMessage { group: 1, message: vec![0; bytes].into() }
     }
 
     #[tokio::test]

@@ -1,9 +1,12 @@
 //! One player's state: an atomic change under preconditions.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    ops::Range,
+};
 
 use galoo_proto::{
-    Hlc, Keyspace, Token,
+    Hlc, Token,
     command::{MutatePlayer, Mutated, Outcome, Rejection, outcome, rejection::Reason},
     limits::ROW_CELLS_MAX,
     record,
@@ -12,7 +15,7 @@ use galoo_proto::{
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Turn, rejected};
+use super::{rejected, turn::Turn};
 use crate::{
     Error, Result,
     engine::{Direction, Family, Reader},
@@ -88,7 +91,7 @@ impl Turn<'_> {
             draft.touched = true;
         }
         let row_key = key::row(keyspace, player);
-        let mut row = match self.shard.engine.get(Family::Cells, &row_key)? {
+        let mut row = match self.get(Family::Cells, &row_key)? {
             Some(bytes) => record::Row::decode(bytes.as_slice()).map_err(|error| Error::row("row", error))?,
             None => record::Row::default(),
         };
@@ -100,25 +103,26 @@ impl Turn<'_> {
             let detail = format!("the row would have {cells} cells; the limit is {ROW_CELLS_MAX}");
             return Ok(rejected(Reason::RowTooLarge, ROW_CELLS_MAX, detail));
         }
-        for ((family, qualifier), draft) in touched() {
+        for ((family, qualifier), draft) in drafts.into_iter().filter(|(_, draft)| draft.touched) {
             if let Some(version) = draft.stored_version {
-                let old = key::cell(keyspace, player, family, qualifier, version);
-                self.batch.delete(Family::Cells, old);
+                self.delete(Family::Cells, key::cell(keyspace, player, family, qualifier, version));
             }
             if let Some(value) = &draft.value {
                 let cell = key::cell(keyspace, player, family, qualifier, self.hlc);
-                self.batch.put(Family::Cells, cell, value.encode_to_vec());
+                self.put(Family::Cells, cell, value.encode_to_vec());
                 let catalog = key::qualifier(keyspace, family, qualifier);
                 let kinds = value_kind(value);
-                let known = self.shard.engine.get(Family::Meta, &catalog)?.and_then(|kinds| kinds.first().copied());
+                let known = self.get(Family::Meta, &catalog)?.and_then(|kinds| kinds.first().copied());
                 if known.unwrap_or(0) | kinds != known.unwrap_or(0) {
-                    self.batch.put(Family::Meta, catalog, vec![known.unwrap_or(0) | kinds]);
+                    self.set(Family::Meta, catalog, vec![known.unwrap_or(0) | kinds]);
                 }
             }
+            let versions = key::cells(keyspace, player, Some(family), Some(qualifier)).start;
+            self.cells.insert(versions, draft.value.map(|value| (self.hlc, value)));
         }
         row.cells = cells;
         row.version = self.hlc.0;
-        self.batch.put(Family::Cells, row_key, row.encode_to_vec());
+        self.set(Family::Cells, row_key, row.encode_to_vec());
         let mutated = Mutated { version: self.hlc.0, values, duplicate: false };
         Ok(Outcome { result: Some(outcome::Result::Mutated(mutated)) })
     }
@@ -133,7 +137,11 @@ impl Turn<'_> {
         Ok(match drafts.entry((family, qualifier)) {
             Entry::Occupied(draft) => draft.into_mut(),
             Entry::Vacant(place) => {
-                let found = newest(self.shard.engine.as_ref(), self.shard.keyspace, player, family, qualifier)?;
+                let versions = key::cells(self.shard.keyspace, player, Some(family), Some(qualifier));
+                let found = match self.cells.get(&versions.start) {
+                    Some(changed) => changed.clone(),
+                    None => newest(self.shard.engine.as_ref(), versions)?,
+                };
                 let (stored_version, value) = found.unzip();
                 place.insert(Draft { stored_version, value, touched: false })
             }
@@ -141,16 +149,9 @@ impl Turn<'_> {
     }
 }
 
-/// Reads the newest version of a cell.
-fn newest(
-    reader: &dyn Reader,
-    keyspace: Keyspace,
-    player: &str,
-    family: &str,
-    qualifier: &str,
-) -> Result<Option<(Hlc, Value)>> {
-    let range = key::cells(keyspace, player, Some(family), Some(qualifier));
-    let mut rows = reader.rows(Family::Cells, &range.start..&range.end, Direction::Forward)?;
+/// Reads the newest of a cell's versions.
+fn newest(reader: &dyn Reader, versions: Range<Vec<u8>>) -> Result<Option<(Hlc, Value)>> {
+    let mut rows = reader.rows(Family::Cells, &versions.start..&versions.end, Direction::Forward)?;
     let Some((key, value)) = rows.next()? else { return Ok(None) };
     let key::CellKey::Cell { version, .. } = key::parse_cell(key)? else {
         return Err(Error::row("cell key", "a row's header among cells"));

@@ -11,7 +11,7 @@ use galoo_proto::{
 };
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Turn, producers::Repeat, rejected};
+use super::{producers::Repeat, rejected, turn::Turn};
 use crate::{
     Error, Result,
     engine::{Direction, Family, Reader},
@@ -68,20 +68,20 @@ impl Turn<'_> {
         open.time_min_ms = open.time_min_ms.min(event.event_time_ms);
         open.time_max_ms = open.time_max_ms.max(event.event_time_ms);
         let key = key::event(self.shard.keyspace, ChunkId(open.id), &event.player_id, event.event_time_ms, seq);
-        self.batch.put(Family::Chunks, key, key::event_value(self.hlc, event));
+        self.events.push((key, key::event_value(self.hlc, event)));
     }
 
     /// Adds new names and kinds to the catalog. Beyond its limit a name gets no column; its values are kept all the same.
     fn learn_properties(&mut self, properties: Vec<PropertyKinds>) {
         for PropertyKinds { name, kinds } in properties {
-            let known = self.shard.properties.get(&name).copied();
+            let known = self.new_properties.get(&name).or_else(|| self.shard.properties.get(&name)).copied();
             let all = known.unwrap_or_default().with(Kinds(kinds as u8));
             if known == Some(all) || (known.is_none() && self.state.properties >= PROPERTIES_MAX) {
                 continue;
             }
             self.state.properties += u64::from(known.is_none());
-            self.batch.put(Family::Meta, key::property(self.shard.keyspace, &name), vec![all.0]);
-            self.new_properties.push((name, all));
+            self.put(Family::Meta, key::property(self.shard.keyspace, &name), vec![all.0]);
+            self.new_properties.insert(name, all);
         }
     }
 }

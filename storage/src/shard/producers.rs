@@ -5,6 +5,11 @@
 //! is refused. Only the client's word that all numbers below are answered moves the floor. The table is bounded: the
 //! producer whose use lies furthest back in the log is evicted and lifts a watermark, and an unknown producer that
 //! registered at or below it is refused, never taken for a new one.
+//!
+//! A producer is one row with the outcome that it got last. Only outcomes that a later one pushes out while they are still
+//! wanted become rows of their own, so that a producer that awaits each answer costs one row a batch.
+
+use std::borrow::Cow;
 
 use galoo_proto::{
     Hlc,
@@ -16,7 +21,7 @@ use galoo_proto::{
 };
 use prost::Message;
 
-use super::{Turn, events::content_hash, registered, rejected};
+use super::{events::content_hash, registered, rejected, turn::Turn};
 use crate::{
     Error, Result,
     engine::{Direction, Family},
@@ -79,9 +84,7 @@ impl Turn<'_> {
     }
 
     fn admit(&mut self, batch: &BatchId) -> Result<Admission> {
-        let keyspace = self.shard.keyspace;
-        let known = self.shard.engine.get(Family::Producers, &key::producer(keyspace, &batch.producer_id))?;
-        let Some(known) = known else {
+        let Some(producer) = self.producer(&batch.producer_id)? else {
             if batch.registered_at <= self.state.producers_watermark {
                 let detail = format!("producer {:?} is no longer known; register it again", batch.producer_id);
                 return Ok(Admission::Refused(rejected(Reason::ProducerExpired, 0, detail)));
@@ -91,7 +94,6 @@ impl Turn<'_> {
             }
             return Ok(Admission::New);
         };
-        let producer = record::Producer::decode(known.as_slice()).map_err(|error| Error::row("producer", error))?;
         if batch.epoch < producer.epoch {
             let detail = format!("producer {:?} has epoch {}, not {}", batch.producer_id, producer.epoch, batch.epoch);
             return Ok(Admission::Refused(rejected(Reason::ProducerFenced, producer.epoch, detail)));
@@ -103,12 +105,31 @@ impl Turn<'_> {
         if batch.number >= floor.saturating_add(PRODUCER_WINDOW) {
             return Ok(Admission::Refused(too_far(batch, floor)));
         }
-        self.producer = Some(producer);
-        let outcome = key::outcome(keyspace, &batch.producer_id, batch.number);
-        let Some(first) = self.shard.engine.get(Family::Producers, &outcome)? else { return Ok(Admission::New) };
+        if let Some(last) = producer.last.as_ref().filter(|_| producer.last_number == batch.number) {
+            return Ok(Admission::Known(last.clone()));
+        }
+        if !(producer.rows_start..producer.rows_end).contains(&batch.number) {
+            return Ok(Admission::New);
+        }
+        let outcome = key::outcome(self.shard.keyspace, &batch.producer_id, batch.number);
+        let Some(first) = self.get(Family::Producers, &outcome)? else { return Ok(Admission::New) };
         let first =
             record::BatchOutcome::decode(first.as_slice()).map_err(|error| Error::row("batch outcome", error))?;
         Ok(Admission::Known(first))
+    }
+
+    /// The producer as the commands before this one left it.
+    fn producer(&self, id: &str) -> Result<Option<Cow<'_, record::Producer>>> {
+        if let Some(changed) = self.producers.get(id) {
+            return Ok(changed.as_ref().map(Cow::Borrowed));
+        }
+        if let Some(known) = self.shard.producers.get(id) {
+            return Ok(Some(Cow::Borrowed(known)));
+        }
+        let bytes = self.shard.engine.get(Family::Producers, &key::producer(self.shard.keyspace, id))?;
+        let decode = |bytes: Vec<u8>| record::Producer::decode(bytes.as_slice());
+        let producer = bytes.map(decode).transpose().map_err(|error| Error::row("producer", error))?;
+        Ok(producer.map(Cow::Owned))
     }
 
     /// Keeps the outcome of a batch that was admitted, moves the producer's floor and its place in the order of eviction.
@@ -120,8 +141,8 @@ impl Turn<'_> {
         outcome: &Outcome,
     ) -> Result<()> {
         let keyspace = self.shard.keyspace;
-        let producer_key = key::producer(keyspace, &batch.producer_id);
-        let known = self.producer.take();
+        let id = batch.producer_id.as_str();
+        let known = self.producer(id)?.map(Cow::into_owned);
         let is_new = known.is_none();
         let new = || record::Producer { registered_at: batch.registered_at, ..Default::default() };
         let mut producer = known.unwrap_or_else(new);
@@ -133,50 +154,78 @@ impl Turn<'_> {
         }
         if is_new || self.index - producer.used_index > USED_INDEX_SLACK {
             if !is_new {
-                self.batch.delete(Family::Producers, key::eviction(keyspace, producer.used_index));
+                self.unset(Family::Producers, key::eviction(keyspace, producer.used_index, id));
             }
             producer.used_index = self.index;
-            let place = key::eviction(keyspace, self.index);
-            self.batch.put(Family::Producers, place, batch.producer_id.clone().into_bytes());
+            self.set(Family::Producers, key::eviction(keyspace, self.index, id), Vec::new());
         }
         producer.epoch = batch.epoch;
         let floor = producer.floor.max(batch.acked_below.min(batch.number));
-        if floor - producer.floor <= FORGET_SINGLY_MAX {
-            for number in producer.floor..floor {
-                self.batch.delete(Family::Producers, key::outcome(keyspace, &batch.producer_id, number));
-            }
-        } else {
-            let forgotten = key::outcomes(keyspace, &batch.producer_id, producer.floor..floor);
-            self.batch.delete_range(Family::Producers, forgotten);
-        }
-        producer.floor = floor;
-        self.batch.put(Family::Producers, producer_key, producer.encode_to_vec());
+        self.forget_outcomes(id, &mut producer, floor);
         let kept = record::BatchOutcome {
             content_hash,
             count: u32::try_from(count).unwrap_or(u32::MAX),
             may_grow: batch.may_grow,
             outcome: Some(outcome.clone()),
         };
-        let key = key::outcome(keyspace, &batch.producer_id, batch.number);
-        self.batch.put(Family::Producers, key, kept.encode_to_vec());
+        let number = std::mem::replace(&mut producer.last_number, batch.number);
+        // A batch that has grown takes the place of what it was before.
+        if let Some(before) = producer.last.replace(kept).filter(|_| number >= floor && number != batch.number) {
+            let empty = producer.rows_start == producer.rows_end;
+            producer.rows_start = if empty { number } else { producer.rows_start.min(number) };
+            producer.rows_end = if empty { number + 1 } else { producer.rows_end.max(number + 1) };
+            self.set(Family::Producers, key::outcome(keyspace, id, number), before.encode_to_vec());
+        }
+        self.producers.insert(batch.producer_id.clone(), Some(producer));
         Ok(())
     }
 
+    /// Moves a producer's floor: what lies below is answered everywhere, and its outcomes go.
+    fn forget_outcomes(&mut self, id: &str, producer: &mut record::Producer, floor: u64) {
+        let keyspace = self.shard.keyspace;
+        producer.floor = floor;
+        let forgotten = producer.rows_start..producer.rows_end.min(floor);
+        if forgotten.is_empty() {
+            return;
+        }
+        if forgotten.end - forgotten.start <= FORGET_SINGLY_MAX {
+            for number in forgotten.clone() {
+                self.delete(Family::Producers, key::outcome(keyspace, id, number));
+            }
+        } else {
+            self.delete_range(Family::Producers, key::outcomes(keyspace, id, forgotten.clone()));
+        }
+        producer.rows_start = forgotten.end;
+        if producer.rows_start >= producer.rows_end {
+            (producer.rows_start, producer.rows_end) = (0, 0);
+        }
+    }
+
+    /// Lets go of the producer whose use lies furthest back.
     fn evict_producer(&mut self) -> Result<()> {
         let keyspace = self.shard.keyspace;
         let range = key::evictions(keyspace);
         let mut places = self.shard.engine.rows(Family::Producers, &range.start..&range.end, Direction::Forward)?;
-        let Some((place, id)) = places.next()? else { return Ok(()) };
-        let id = String::from_utf8(id.to_vec()).map_err(|error| Error::row("eviction", error))?;
-        self.batch.delete(Family::Producers, place.to_vec());
-        drop(places);
-        let producer_key = key::producer(keyspace, &id);
-        if let Some(bytes) = self.shard.engine.get(Family::Producers, &producer_key)? {
-            let producer = record::Producer::decode(bytes.as_slice()).map_err(|error| Error::row("producer", error))?;
-            self.state.producers_watermark = self.state.producers_watermark.max(producer.registered_at);
+        let mut first = None;
+        while first.is_none()
+            && let Some((place, _)) = places.next()?
+        {
+            // Not one that the commands before this one have moved or evicted.
+            first = (!self.is_unset(Family::Producers, place)).then(|| place.to_vec());
         }
-        self.batch.delete(Family::Producers, producer_key);
-        self.batch.delete_range(Family::Producers, key::outcomes(keyspace, &id, 0..u64::MAX));
+        drop(places);
+        // Places of this turn lie behind those in the engine: they are later in the log.
+        let Some(place) = first.or_else(|| self.first_set(Family::Producers, &range)) else { return Ok(()) };
+        let id = key::evicted_producer(&place)?;
+        self.unset(Family::Producers, place);
+        if let Some(producer) = self.producer(&id)?.map(Cow::into_owned) {
+            self.state.producers_watermark = self.state.producers_watermark.max(producer.registered_at);
+            let rows = producer.rows_start..producer.rows_end;
+            if !rows.is_empty() {
+                self.delete_range(Family::Producers, key::outcomes(keyspace, &id, rows));
+            }
+        }
+        self.producers.insert(id, None);
         self.state.producers -= 1;
         Ok(())
     }
@@ -187,7 +236,7 @@ impl Turn<'_> {
             return Ok(registered(self.hlc));
         }
         let key = key::source(self.shard.keyspace, producer_group(producer_id), producer_id);
-        if let Some(bytes) = self.shard.engine.get(Family::Producers, &key)? {
+        if let Some(bytes) = self.get(Family::Producers, &key)? {
             let bytes: [u8; 8] = bytes.try_into().map_err(|_| Error::row("source registration", "not 8 bytes"))?;
             return Ok(registered(Hlc(u64::from_be_bytes(bytes))));
         }
@@ -196,7 +245,7 @@ impl Turn<'_> {
             return Ok(rejected(Reason::TooManySources, SOURCES_MAX, detail));
         }
         self.state.sources += 1;
-        self.batch.put(Family::Producers, key, self.hlc.0.to_be_bytes().to_vec());
+        self.set(Family::Producers, key, self.hlc.0.to_be_bytes().to_vec());
         Ok(registered(self.hlc))
     }
 }

@@ -10,7 +10,7 @@ use galoo_proto::{
 };
 use prost::Message;
 
-use super::{Turn, rejected};
+use super::{rejected, turn::Turn};
 use crate::{Error, Result, engine::Family, key, rollup};
 
 impl Turn<'_> {
@@ -23,9 +23,9 @@ impl Turn<'_> {
             return Ok(rejected(Reason::InvalidRollup, 0, reason.to_string()));
         }
         let key = key::rollup(self.shard.keyspace, RollupId(rollup.id));
-        let changed = self.shard.engine.get(Family::Meta, &key)?.is_none();
+        let changed = self.get(Family::Meta, &key)?.is_none();
         if changed {
-            self.batch.put(Family::Meta, key, rollup.encode_to_vec());
+            self.set(Family::Meta, key, rollup.encode_to_vec());
         }
         Ok(rollup_changed(changed))
     }
@@ -33,11 +33,11 @@ impl Turn<'_> {
     pub(super) fn drop_rollup(&mut self, id: RollupId) -> Result<Outcome> {
         let keyspace = self.shard.keyspace;
         let key = key::rollup(keyspace, id);
-        let changed = self.shard.engine.get(Family::Meta, &key)?.is_some();
+        let changed = self.get(Family::Meta, &key)?.is_some();
         if changed {
-            self.batch.delete(Family::Meta, key);
-            self.batch.delete(Family::Rollups, key::rollup_mark(keyspace, id));
-            self.batch.delete_range(Family::Rollups, key::rollup_cells(keyspace, id));
+            self.unset(Family::Meta, key);
+            self.delete(Family::Rollups, key::rollup_mark(keyspace, id));
+            self.delete_range(Family::Rollups, key::rollup_cells(keyspace, id));
         }
         Ok(rollup_changed(changed))
     }

@@ -34,7 +34,7 @@ impl Story {
 
     fn propose(&mut self, number: u64) {
         let data = number.to_string().into_bytes();
-        self.nodes.loops[self.leader].propose(GROUP, Ticket(number), data).expect("proposed");
+        self.nodes.loops[self.leader].propose(GROUP, Ticket(number), &data).expect("proposed");
         self.nodes.settle();
     }
 
@@ -235,7 +235,7 @@ fn what_a_snapshot_jumps_over_has_an_unknown_outcome() {
     let mut nodes = Nodes::with_limits(3, LIMITS);
     let old = nodes.leader();
     nodes.cut_off.insert(old as u64 + 1);
-    nodes.loops[old].propose(GROUP, Ticket(7), b"cut off".to_vec()).expect("proposed");
+    nodes.loops[old].propose(GROUP, Ticket(7), b"cut off").expect("proposed");
     nodes.settle();
     let leader = nodes.leader();
     let mut story = Story { nodes, leader, behind: old };
@@ -259,7 +259,7 @@ fn a_late_rejection_of_what_matched_changes_nothing() {
     let leader = nodes.leader();
     let follower = (leader as u64 + 1) % 3 + 1;
     for number in 0..5 {
-        nodes.loops[leader].propose(GROUP, Ticket(number), b"a".to_vec()).expect("proposed");
+        nodes.loops[leader].propose(GROUP, Ticket(number), b"a").expect("proposed");
         nodes.settle();
     }
     let progress = |nodes: &Nodes| nodes.loops[leader].replicas[&GROUP].progress(follower);

@@ -1,0 +1,202 @@
+//! What apply works on: the changes of entries' commands, before they are written together.
+
+use std::collections::HashMap;
+
+use galoo_proto::{
+    Hlc, RollupId, Token, TokenRange,
+    command::{Command, Outcome, Sealed, command::Body, outcome, rejection::Reason},
+    record,
+    value::Value,
+};
+use prost::Message;
+
+use super::{FORMAT_VERSION, Shard, new_chunk, rejected};
+use crate::{
+    Error, Result,
+    engine::{Family, WriteBatch},
+    key,
+    properties::Kinds,
+};
+
+/// The changes of commands. A later command reads what an earlier one changed: single rows through [`Turn::get`], cells
+/// through `cells`.
+pub(super) struct Turn<'a> {
+    pub(super) shard: &'a Shard,
+    pub(super) state: record::ShardState,
+    /// The entry that is being worked out.
+    pub(super) index: u64,
+    /// Stamp of the command that is being worked out.
+    pub(super) hlc: Hlc,
+    batch: WriteBatch,
+    /// Rows of events. They are written in the order of their keys, which the engine takes more easily.
+    pub(super) events: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Rows that [`Turn::set`] and [`Turn::unset`] changed; `None` for one that is gone.
+    rows: HashMap<(Family, Vec<u8>), Option<Vec<u8>>>,
+    /// Cells that were changed, by the start of their versions' keys: the newest version, or `None` for one that is gone.
+    pub(super) cells: HashMap<Vec<u8>, Option<(Hlc, Value)>>,
+    pub(super) new_properties: HashMap<String, Kinds>,
+    /// Producers that were changed; `None` for one that was evicted.
+    pub(super) producers: HashMap<String, Option<record::Producer>>,
+}
+
+/// What a finished turn leaves to write and to remember.
+pub(super) struct Written {
+    pub(super) state: record::ShardState,
+    pub(super) batch: WriteBatch,
+    pub(super) new_properties: HashMap<String, Kinds>,
+    pub(super) producers: HashMap<String, Option<record::Producer>>,
+}
+
+impl<'a> Turn<'a> {
+    pub(super) fn new(shard: &'a Shard) -> Self {
+        Self {
+            shard,
+            state: shard.state,
+            index: shard.state.applied,
+            hlc: shard.hlc(),
+            batch: WriteBatch::default(),
+            events: Vec::new(),
+            rows: HashMap::new(),
+            cells: HashMap::new(),
+            new_properties: HashMap::new(),
+            producers: HashMap::new(),
+        }
+    }
+
+    /// Goes on to the entry at `index`.
+    pub(super) fn begin(&mut self, index: u64) {
+        assert!(index == self.index + 1, "INV-S2: {index} applied after {}", self.index);
+        self.index = index;
+    }
+
+    pub(super) fn finish(mut self) -> Written {
+        let keyspace = self.shard.keyspace;
+        self.events.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
+        for (key, value) in self.events.drain(..) {
+            self.batch.put(Family::Chunks, key, value);
+        }
+        self.state.applied = self.index;
+        self.batch.put(Family::Meta, key::state(keyspace), self.state.encode_to_vec());
+        for (id, producer) in &self.producers {
+            let key = key::producer(keyspace, id);
+            match producer {
+                Some(producer) => self.batch.put(Family::Producers, key, producer.encode_to_vec()),
+                None => self.batch.delete(Family::Producers, key),
+            }
+        }
+        let Self { state, batch, new_properties, producers, .. } = self;
+        Written { state, batch, new_properties, producers }
+    }
+}
+
+impl Turn<'_> {
+    /// Reads a row as the commands before this one left it.
+    pub(super) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        // A look with a borrowed key is not worth a map of its own: few commands read rows that are changed.
+        match self.rows.get(&(family, key.to_vec())) {
+            Some(changed) => Ok(changed.clone()),
+            None => self.shard.engine.get(family, key),
+        }
+    }
+
+    /// Whether a command before this one removed a row that [`Turn::unset`] takes away.
+    pub(super) fn is_unset(&self, family: Family, key: &[u8]) -> bool {
+        matches!(self.rows.get(&(family, key.to_vec())), Some(None))
+    }
+
+    /// The first key of a range that [`Turn::set`] set.
+    pub(super) fn first_set(&self, family: Family, range: &std::ops::Range<Vec<u8>>) -> Option<Vec<u8>> {
+        let set = self.rows.iter().filter(|(_, value)| value.is_some()).map(|(key, _)| key);
+        set.filter(|(of, key)| *of == family && range.contains(key)).map(|(_, key)| key).min().cloned()
+    }
+
+    /// Sets a row that a later command may read.
+    pub(super) fn set(&mut self, family: Family, key: Vec<u8>, value: Vec<u8>) {
+        self.batch.put(family, key.clone(), value.clone());
+        self.rows.insert((family, key), Some(value));
+    }
+
+    /// Removes a row that a later command may read.
+    pub(super) fn unset(&mut self, family: Family, key: Vec<u8>) {
+        self.batch.delete(family, key.clone());
+        self.rows.insert((family, key), None);
+    }
+
+    /// Sets a row that no command reads.
+    pub(super) fn put(&mut self, family: Family, key: Vec<u8>, value: Vec<u8>) {
+        self.batch.put(family, key, value);
+    }
+
+    /// Removes a row that no command reads.
+    pub(super) fn delete(&mut self, family: Family, key: Vec<u8>) {
+        self.batch.delete(family, key);
+    }
+
+    /// Removes rows that no command reads any more.
+    pub(super) fn delete_range(&mut self, family: Family, range: std::ops::Range<Vec<u8>>) {
+        self.batch.delete_range(family, range);
+    }
+
+    /// Works out the entry's next command and returns its outcome.
+    pub(super) fn take(&mut self, command: &[u8]) -> Result<Outcome> {
+        let command = Command::decode(command).map_err(|error| Error::row("command", error))?;
+        if command.version > FORMAT_VERSION {
+            return Err(Error::NewerFormat { what: "command", found: command.version, known: FORMAT_VERSION });
+        }
+        // A leader stamps above everything in its log; a lower stamp (its clock went backwards) is lifted alike everywhere.
+        self.hlc = Hlc(command.hlc).max(Hlc(self.state.hlc + 1));
+        self.state.hlc = self.hlc.0;
+        self.run(command.body)
+    }
+
+    fn run(&mut self, body: Option<Body>) -> Result<Outcome> {
+        match body {
+            None => Err(Error::row("command", "it has no body")),
+            Some(Body::Append(append)) => {
+                if let Some(rejected) = self.reroute(append.range) {
+                    return Ok(rejected);
+                }
+                self.append(append)
+            }
+            Some(Body::Mutate(mutate)) => {
+                if let Some(rejected) = self.reroute(mutate.range) {
+                    return Ok(rejected);
+                }
+                self.mutate(mutate)
+            }
+            Some(Body::RegisterProducer(register)) => {
+                if let Some(rejected) = self.reroute(register.range) {
+                    return Ok(rejected);
+                }
+                self.register(&register.producer_id)
+            }
+            Some(Body::Seal(seal)) => Ok(self.seal(seal.chunk)),
+            Some(Body::DefineRollup(rollup)) => self.define_rollup(&rollup),
+            Some(Body::DropRollup(drop)) => self.drop_rollup(RollupId(drop.id)),
+        }
+    }
+
+    /// Refuses what was cut for another range than the shard has.
+    fn reroute(&self, range: Option<galoo_proto::command::TokenRange>) -> Option<Outcome> {
+        let wanted = TokenRange::from(range.unwrap_or_default());
+        (wanted != self.shard.range())
+            .then(|| rejected(Reason::Reroute, 0, format!("cut for {wanted}, the shard has {}", self.shard.range())))
+    }
+
+    fn seal(&mut self, chunk: u64) -> Outcome {
+        let open = self.state.open.get_or_insert_default();
+        let closed = open.id == chunk && open.last_seq >= open.first_seq;
+        if closed {
+            let next = new_chunk(open.id + 1, open.last_seq);
+            let mut sealed = std::mem::replace(open, next);
+            sealed.sealed_hlc = self.hlc.0;
+            let id = galoo_proto::ChunkId(sealed.id);
+            self.put(Family::Meta, key::chunk(self.shard.keyspace, id), sealed.encode_to_vec());
+        }
+        Outcome { result: Some(outcome::Result::Sealed(Sealed { closed })) }
+    }
+
+    pub(super) fn owns(&self, token: Token) -> bool {
+        self.shard.range().contains(token)
+    }
+}
