@@ -54,8 +54,8 @@ pub enum Error {
     /// The node's answer lacks something that it must have.
     #[error("malformed answer: {0}")]
     Malformed(&'static str),
-    /// The stream of batches ended.
-    #[error("the connection ended before the batch was answered")]
+    /// The stream that the call was sent on ended: it may or may not be done.
+    #[error("the connection ended before the call was answered; its outcome is unknown")]
     StreamEnded,
 }
 

@@ -1,11 +1,13 @@
 //! Galoo's client library: games, events and state over gRPC.
 //!
-//! A [`Client`] keeps one HTTP/2 connection a node that all its calls share; clones share them too. It asks the node that
+//! A [`Client`] keeps one HTTP/2 connection a node that all its calls share, and appends, changes and reads of state share
+//! one stream of it, so that those that wait together travel together; clones share them too. It asks the node that
 //! leads a player's shard, as far as it knows, and any other when that one fails: every node hands a call on. What is
 //! safe to repeat is repeated within a deadline: reads, and writes that carry a producer's number ([`Producer`]), which
 //! take effect once however often they are sent. A write without one is repeated only when it was surely not done;
 //! otherwise its outcome is unknown, and that is an error of its own.
 
+mod calls;
 mod error;
 mod nodes;
 mod producer;
@@ -17,7 +19,7 @@ use galoo_proto::{
     Hlc,
     admin::{self, admin_client::AdminClient},
     command::{BatchId, Mutated, Rejection},
-    data::{self, data_client::DataClient, mutate_response},
+    data::{self, call, call_answer, data_client::DataClient, mutate_response},
     value::{Cell, Mutation, Precondition, StoredEvent},
 };
 use tonic::{Code, Response, Status, transport::Channel};
@@ -99,12 +101,12 @@ impl Client {
         Ok(Self { nodes: Arc::new(Nodes::connect(addrs).await?) })
     }
 
-    /// Calls the data service of one node after the other until it succeeds, fails for good, or the time is over.
-    pub(crate) async fn data<T, F: Future<Output = Result<T>>>(
+    /// Tries one node after the other until it succeeds, fails for good, or the time is over.
+    async fn at<T, F: Future<Output = Result<T>>>(
         &self,
         to: To<'_>,
         repeat: Repeat,
-        call: impl Fn(DataClient<Channel>) -> F,
+        call: impl Fn(String) -> F,
     ) -> Result<T> {
         let mut backoff = Backoff::new();
         for attempt in 0.. {
@@ -112,7 +114,7 @@ impl Client {
                 To::LeaderOf { game, player } if attempt == 0 => self.nodes.leader_of(game, player).await,
                 To::LeaderOf { .. } | To::Anyone => self.nodes.any(),
             };
-            match call(self.nodes.data(&addr)?).await {
+            match call(addr.clone()).await {
                 Err(error) if error.is_of_connection() || repeat.allows(&error) => {
                     tracing::debug!(%error, addr, "failed");
                     self.nodes.failed(&addr);
@@ -126,7 +128,12 @@ impl Client {
         Err(Error::StreamEnded)
     }
 
-    /// Asks the data service the same until it answers, as [`Client::data`] does.
+    /// Makes a call of a node's stream of calls.
+    async fn call(&self, addr: &str, request: call::Request) -> Result<call_answer::Result> {
+        within_timeout(self.nodes.calls(addr)?.call(request)).await
+    }
+
+    /// Asks the data service the same until it answers, as [`Client::at`] does.
     async fn ask<R: Clone, T, F: Future<Output = Result<Response<T>, Status>>>(
         &self,
         to: To<'_>,
@@ -134,7 +141,11 @@ impl Client {
         request: &R,
         ask: impl Fn(DataClient<Channel>, R) -> F,
     ) -> Result<T> {
-        self.data(to, repeat, |data| call(ask(data, request.clone()))).await
+        self.at(to, repeat, |addr| {
+            let asked = self.nodes.data(&addr).map(|data| ask(data, request.clone()));
+            async move { call(asked?).await }
+        })
+        .await
     }
 
     /// Asks the admin service of the first given node that can be reached.
@@ -206,22 +217,32 @@ impl Client {
 
     /// Stores a batch once, without deduplication: it is repeated only while nothing of it was stored for sure.
     pub async fn append(&self, request: data::AppendRequest) -> Result<Stored> {
-        let once = |mut data: DataClient<Channel>| {
-            let request = request.clone();
-            async move {
-                let response = call(data.append(request)).await?;
-                // With every part refused for the moment, nothing is stored.
-                match producer::stored(&response) {
+        let repeat = if request.producer.is_some() { Repeat::Always } else { Repeat::IfNotDone };
+        // A part that failed is no reason to store the others again.
+        producer::stored(&self.append_batch(&request, repeat).await?)
+    }
+
+    /// Sends a batch until it is answered; with every part refused for the moment, nothing is stored.
+    pub(crate) async fn append_batch(
+        &self,
+        request: &data::AppendRequest,
+        repeat: Repeat,
+    ) -> Result<data::AppendResponse> {
+        // The node that leads the first event's shard hands the other shards' parts on.
+        let player = request.events.first().map(|event| event.player_id.as_str());
+        let to = player.map_or(To::Anyone, |player| To::LeaderOf { game: &request.game, player });
+        let once = |addr: String| async move {
+            match self.call(&addr, call::Request::Append(request.clone())).await? {
+                call_answer::Result::Append(response) => match producer::stored(&response) {
                     Err(Error::PartRetry { shard, message }) if producer::is_refused(&response) => {
                         Err(Error::Status { code: Code::Unavailable, message: format!("s{shard}: {message}") })
                     }
                     _ => Ok(response),
-                }
+                },
+                _ => Err(Error::Malformed("another answer than to an append")),
             }
         };
-        let repeat = if request.producer.is_some() { Repeat::Always } else { Repeat::IfNotDone };
-        // A part that failed is no reason to store the others again.
-        producer::stored(&self.data(To::Anyone, repeat, once).await?)
+        self.at(to, repeat, once).await
     }
 
     /// Changes one player's state atomically; the inner error says why nothing was changed.
@@ -243,8 +264,14 @@ impl Client {
             preconditions,
             mutations,
         };
-        let ask = |mut data: DataClient<Channel>, request| async move { data.mutate(request).await };
-        match self.ask(To::LeaderOf { game, player: player_id }, repeat, &request, ask).await?.result {
+        let request = &request;
+        let once = |addr: String| async move {
+            match self.call(&addr, call::Request::Mutate(request.clone())).await? {
+                call_answer::Result::Mutate(response) => Ok(response.result),
+                _ => Err(Error::Malformed("another answer than to a change")),
+            }
+        };
+        match self.at(To::LeaderOf { game, player: player_id }, repeat, once).await? {
             Some(mutate_response::Result::Mutated(mutated)) => Ok(Ok(mutated)),
             Some(mutate_response::Result::Rejected(rejection)) => Ok(Err(rejection)),
             None => Err(Error::Malformed("a mutation without a result")),
@@ -259,8 +286,14 @@ impl Client {
             family: family.to_owned(),
             qualifier: qualifier.to_owned(),
         };
-        let ask = |mut data: DataClient<Channel>, request| async move { data.get(request).await };
-        Ok(self.ask(To::LeaderOf { game, player: player_id }, Repeat::Always, &request, ask).await?.cells)
+        let request = &request;
+        let once = |addr: String| async move {
+            match self.call(&addr, call::Request::Get(request.clone())).await? {
+                call_answer::Result::Get(response) => Ok(response.cells),
+                _ => Err(Error::Malformed("another answer than to a read")),
+            }
+        };
+        self.at(To::LeaderOf { game, player: player_id }, Repeat::Always, once).await
     }
 
     /// One player's events in order of time.
@@ -308,10 +341,10 @@ impl Client {
 
 /// Awaits a call for a bounded time.
 pub(crate) async fn call<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(response) => Ok(response?.into_inner()),
-        Err(_) => {
-            Err(Error::Status { code: Code::DeadlineExceeded, message: format!("no answer within {CALL_TIMEOUT:?}") })
-        }
-    }
+    within_timeout(async { Ok(call.await?.into_inner()) }).await
+}
+
+async fn within_timeout<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = || Error::Status { code: Code::DeadlineExceeded, message: format!("no answer within {CALL_TIMEOUT:?}") };
+    tokio::time::timeout(CALL_TIMEOUT, call).await.unwrap_or_else(|_| Err(late()))
 }

@@ -19,7 +19,7 @@ use galoo_proto::{
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Error, Result};
+use crate::{Error, Result, calls::Calls};
 
 /// A connection that is not made in this time counts as failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,6 +40,7 @@ pub(crate) struct Nodes {
 #[derive(Default)]
 struct State {
     channels: HashMap<String, Channel>,
+    calls: HashMap<String, Calls>,
     map: Map,
     asked_at: Option<Instant>,
     /// Counts up when the node that it points at fails.
@@ -181,6 +182,15 @@ impl Nodes {
         let channel = endpoint(addr)?.connect_lazy();
         state.channels.insert(addr.to_owned(), channel.clone());
         Ok(channel)
+    }
+
+    /// The stream of calls to a node; it is opened by the first call, and again when it has broken.
+    pub(crate) fn calls(&self, addr: &str) -> Result<Calls> {
+        if let Some(calls) = self.lock().calls.get(addr).filter(|calls| !calls.is_broken()) {
+            return Ok(calls.clone());
+        }
+        let data = self.data(addr)?;
+        Ok(self.lock().calls.entry(addr.to_owned()).insert_entry(Calls::open(data)).get().clone())
     }
 
     pub(crate) fn data(&self, addr: &str) -> Result<DataClient<Channel>> {

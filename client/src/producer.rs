@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use crate::{Backoff, Client, Error, Repeat, Result, To, call};
+use crate::{Backoff, Client, Error, Repeat, Result};
 
 /// What became of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -210,10 +210,6 @@ impl AppendStream {
 
     /// Sends one batch by itself until it is stored.
     async fn store(&self, request: &AppendRequest) -> Result<Stored> {
-        let once = |mut data: galoo_proto::data::data_client::DataClient<tonic::transport::Channel>| {
-            let request = request.clone();
-            async move { stored(&call(data.append(request)).await?) }
-        };
-        self.producer.client.data(To::Anyone, Repeat::Always, once).await
+        stored(&self.producer.client.append_batch(request, Repeat::Always).await?)
     }
 }

@@ -1,15 +1,17 @@
 //! The data service: appends, state, scans.
 
+mod calls;
+
 use std::{pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt};
 use galoo_proto::{
     Seq,
     data::{
-        AppendPart, AppendRequest, AppendResponse, BatchError, EventFilter, GetRequest, GetResponse,
-        ListProducersRequest, ListProducersResponse, MutateRequest, MutateResponse, PartError, RegisterProducerRequest,
-        RegisterProducerResponse, ScanGameRequest, ScanPlayerRequest, ScanResponse, TailRequest, append_part,
-        data_client::DataClient, data_server::Data, mutate_response, part_error,
+        AnswerBatch, AppendPart, AppendRequest, AppendResponse, CallBatch, CallError, EventFilter, GetRequest,
+        GetResponse, ListProducersRequest, ListProducersResponse, MutateRequest, MutateResponse, PartError,
+        RegisterProducerRequest, RegisterProducerResponse, ScanGameRequest, ScanPlayerRequest, ScanResponse,
+        TailRequest, append_part, data_client::DataClient, data_server::Data, mutate_response, part_error,
     },
     value::StoredEvent,
 };
@@ -27,6 +29,7 @@ use crate::{
     transport::{Peer, is_handed_on},
 };
 
+#[derive(Clone)]
 pub(super) struct DataService(pub(super) Arc<Door>);
 
 impl DataService {
@@ -46,6 +49,33 @@ impl DataService {
         let client = peer.data().map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Some((peer, client)))
     }
+
+    async fn append_batch(&self, request: AppendRequest) -> Result<AppendResponse, Status> {
+        let parts = self.0.node()?.append(request).await?;
+        Ok(AppendResponse { parts: parts.into_iter().map(part).collect(), error: None })
+    }
+
+    async fn mutate_player(&self, request: MutateRequest) -> Result<MutateResponse, Status> {
+        let result = match self.0.node()?.mutate(request).await? {
+            Ok(mutated) => mutate_response::Result::Mutated(mutated),
+            Err(rejection) => mutate_response::Result::Rejected(rejection),
+        };
+        Ok(MutateResponse { result: Some(result) })
+    }
+
+    async fn get_cells(&self, request: Request<GetRequest>) -> Result<GetResponse, Status> {
+        let asked = request.get_ref();
+        if let Some((peer, mut client)) = self.elsewhere(&asked.game, &asked.player_id, &request).await? {
+            return Ok(client.get(peer.request(request.into_inner())).await?.into_inner());
+        }
+        let GetRequest { game, player_id, family, qualifier } = request.into_inner();
+        let cells = self.0.node()?.get(&game, &player_id, &family, &qualifier).await?;
+        Ok(GetResponse { cells })
+    }
+}
+
+fn call_error(status: &Status) -> CallError {
+    CallError { code: status.code().into(), message: status.message().to_owned() }
 }
 
 /// Events of one answer of a scan.
@@ -168,8 +198,7 @@ fn scan_shard(pager: &mut Pager<'_>, view: &View, after: Seq, filter: &view::Eve
 #[tonic::async_trait]
 impl Data for DataService {
     async fn append(&self, request: Request<AppendRequest>) -> Result<Response<AppendResponse>, Status> {
-        let parts = self.0.node()?.append(request.into_inner()).await?;
-        Ok(Response::new(AppendResponse { parts: parts.into_iter().map(part).collect(), error: None }))
+        Ok(Response::new(self.append_batch(request.into_inner()).await?))
     }
 
     type AppendStreamStream = Pin<Box<dyn Stream<Item = Result<AppendResponse, Status>> + Send>>;
@@ -192,32 +221,26 @@ impl Data for DataService {
         let answers = begun.map(|begun| async move {
             Ok(match begun? {
                 Ok(answer) => AppendResponse { parts: answer.await.into_iter().map(part).collect(), error: None },
-                Err(error) => {
-                    let status = Status::from(error);
-                    let error = BatchError { code: status.code().into(), message: status.message().to_owned() };
-                    AppendResponse { parts: Vec::new(), error: Some(error) }
-                }
+                Err(error) => AppendResponse { parts: Vec::new(), error: Some(call_error(&error.into())) },
             })
         });
         Ok(Response::new(Box::pin(answers.buffered(STREAM_BATCHES_MAX))))
     }
 
+    type CallsStream = Pin<Box<dyn Stream<Item = Result<AnswerBatch, Status>> + Send>>;
+
+    async fn calls(&self, request: Request<Streaming<CallBatch>>) -> Result<Response<Self::CallsStream>, Status> {
+        self.0.node()?;
+        let answers = calls::serve(self.clone(), request.into_inner(), self.0.stopping());
+        Ok(Response::new(Box::pin(answers)))
+    }
+
     async fn mutate(&self, request: Request<MutateRequest>) -> Result<Response<MutateResponse>, Status> {
-        let result = match self.0.node()?.mutate(request.into_inner()).await? {
-            Ok(mutated) => mutate_response::Result::Mutated(mutated),
-            Err(rejection) => mutate_response::Result::Rejected(rejection),
-        };
-        Ok(Response::new(MutateResponse { result: Some(result) }))
+        Ok(Response::new(self.mutate_player(request.into_inner()).await?))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        let asked = request.get_ref();
-        if let Some((peer, mut client)) = self.elsewhere(&asked.game, &asked.player_id, &request).await? {
-            return client.get(peer.request(request.into_inner())).await;
-        }
-        let GetRequest { game, player_id, family, qualifier } = request.into_inner();
-        let cells = self.0.node()?.get(&game, &player_id, &family, &qualifier).await?;
-        Ok(Response::new(GetResponse { cells }))
+        Ok(Response::new(self.get_cells(request).await?))
     }
 
     type ScanPlayerStream = Pages;
