@@ -171,7 +171,7 @@ mod tests {
             assert_eq!(log.entries(a, 3, 5, Some(1)).expect("entries").len(), 1, "at least one");
         };
         {
-            let shared = SharedLog::open(folder.path()).expect("open");
+            let shared = SharedLog::open(folder.path(), 1 << 30).expect("open");
             for writes in &rounds {
                 memory.write(writes).expect("write");
                 shared.write(writes).expect("write");
@@ -179,6 +179,6 @@ mod tests {
             check(&memory);
             check(&shared);
         }
-        check(&SharedLog::open(folder.path()).expect("open again"));
+        check(&SharedLog::open(folder.path(), 1 << 30).expect("open again"));
     }
 }

@@ -40,6 +40,7 @@ struct Done {
 /// Works until `stopped` resolves.
 pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool>) {
     let (mut dead_bytes, mut dropped_at) = (0, Instant::now());
+    let mut flushed_at_bytes = 0;
     loop {
         let mut more = false;
         for (shard, keyspace) in node.open_shards() {
@@ -62,7 +63,7 @@ pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool
                 Err(failure) => warn!(%failure, "the engine's files could not be rewritten"),
             }
         }
-        if let Err(failure) = cut_logs(&node).await {
+        if let Err(failure) = cut_logs(&node, &mut flushed_at_bytes).await {
             warn!(%failure, "the log could not be cut; it is tried again");
         }
         tokio::select! {
@@ -160,8 +161,13 @@ async fn keep_rollups(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, view
 }
 
 /// Cuts every group's log below what survives a crash; flushes the engine first when the log has grown large.
-async fn cut_logs(node: &Arc<Node>) -> anyhow::Result<()> {
-    if node.log().bytes() > node.config().log_bytes {
+///
+/// `flushed_at_bytes` is how large the log was then: what a follower still needs stays, and flushing again does not help.
+async fn cut_logs(node: &Arc<Node>, flushed_at_bytes: &mut u64) -> anyhow::Result<()> {
+    let (bytes, large) = (node.log().bytes(), node.config().log_bytes);
+    *flushed_at_bytes = bytes.min(*flushed_at_bytes);
+    if bytes > large && bytes >= *flushed_at_bytes + large / 8 {
+        *flushed_at_bytes = bytes;
         let engine = node.engine().clone();
         spawn_blocking(move || engine.flush()).await??;
     }

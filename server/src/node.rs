@@ -163,7 +163,7 @@ impl Node {
     pub async fn start(door: &Door, identity: Identity) -> anyhow::Result<Arc<Self>> {
         let (config, engine) = (door.config().clone(), door.engine().clone());
         let disk = Disk::new(&config.data_dir, config.disk_reserve_bytes);
-        let log = Arc::new(SharedLog::open(&door.folder().join("log"))?);
+        let log = Arc::new(SharedLog::open(&door.folder().join("log"), config.log_bytes)?);
         let files = Arc::new(SegmentFiles::new(&door.folder().join("segments"))?);
         let records = log.groups()?;
         snapshots::remove_strays(&engine, &files, &records)?;

@@ -5,7 +5,7 @@
 //! tail; whether that lost something that was synced is checked against the state machines when groups are opened
 //! ([`crate::Error::Damaged`]).
 
-use std::path::Path;
+use std::{path::Path, sync::Mutex};
 
 use raft::eraftpb::{Entry, HardState};
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
@@ -16,10 +16,8 @@ use crate::{Error, GroupId, Result};
 const RECORD: &[u8] = b"record";
 const HARD_STATE: &[u8] = b"hard_state";
 
-/// Log files are closed at this size.
-const FILE_BYTES: u64 = 64 << 20;
-/// Above so many bytes of log, what is still needed of the oldest files is rewritten and the files are removed.
-const PURGE_BYTES: u64 = 512 << 20;
+/// Log files are closed at this size, or at an eighth of the log's.
+const FILE_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Clone)]
 struct RaftEntry;
@@ -41,21 +39,25 @@ impl From<raft_engine::Error> for Error {
 /// The log in a folder of the node.
 pub struct SharedLog {
     engine: Engine,
+    /// Empty between two writes; its memory is used again.
+    batch: Mutex<LogBatch>,
 }
 
 impl SharedLog {
     /// Opens the log in a folder, and makes it when the folder is empty.
-    pub fn open(folder: &Path) -> Result<Self> {
+    ///
+    /// Above half of `bytes`, [`SharedLog::purge`] rewrites what is still needed of the oldest files and removes them.
+    pub fn open(folder: &Path, bytes: u64) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(|error| Error::Log(format!("create {}: {error}", folder.display())))?;
         let config = Config {
             dir: folder.to_string_lossy().into_owned(),
             recovery_mode: RecoveryMode::TolerateTailCorruption,
             recovery_threads: 2,
-            target_file_size: ReadableSize(FILE_BYTES),
-            purge_threshold: ReadableSize(PURGE_BYTES),
+            target_file_size: ReadableSize((bytes / 8).clamp(1, FILE_BYTES_MAX)),
+            purge_threshold: ReadableSize((bytes / 2).max(1)),
             ..Config::default()
         };
-        Ok(Self { engine: Engine::open(config)? })
+        Ok(Self { engine: Engine::open(config)?, batch: Mutex::default() })
     }
 
     /// Removes log files that hold nothing that is still needed.
@@ -93,7 +95,7 @@ impl LogStore for SharedLog {
     }
 
     fn write(&self, writes: &[(GroupId, GroupWrite)]) -> Result<()> {
-        let mut batch = LogBatch::with_capacity(writes.len());
+        let mut batch = self.batch.lock().expect("a write that panicked left the log unknown: the node stops");
         for (group, write) in writes {
             if write.clear {
                 batch.add_command(group.0, Command::Clean);
