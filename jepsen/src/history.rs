@@ -8,24 +8,25 @@ use std::collections::{BTreeMap, HashMap};
 /// Appended events by their ids.
 #[derive(Clone, Debug, Default)]
 pub struct Appends {
-    acknowledged: HashMap<String, bool>,
+    /// Every id that was sent, and whether it was acknowledged.
+    sent: HashMap<String, bool>,
 }
 
 impl Appends {
     /// An event is on its way: its outcome is unknown.
     pub fn sent(&mut self, id: &str) {
-        self.acknowledged.entry(id.to_owned()).or_insert(false);
+        self.sent.entry(id.to_owned()).or_insert(false);
     }
 
     /// An event was acknowledged.
     pub fn acknowledged(&mut self, id: &str) {
-        self.acknowledged.insert(id.to_owned(), true);
+        self.sent.insert(id.to_owned(), true);
     }
 
     /// How many events were acknowledged, and how many were not.
     pub fn counts(&self) -> (usize, usize) {
-        let acknowledged = self.acknowledged.values().filter(|known| **known).count();
-        (acknowledged, self.acknowledged.len() - acknowledged)
+        let acknowledged = self.sent.values().filter(|acknowledged| **acknowledged).count();
+        (acknowledged, self.sent.len() - acknowledged)
     }
 
     /// Compares with the ids of all stored events, as often as they are stored.
@@ -39,13 +40,13 @@ impl Appends {
         }
         let mut wrong: Vec<_> = times
             .iter()
-            .filter_map(|(id, times)| match self.acknowledged.get(*id) {
+            .filter_map(|(id, times)| match self.sent.get(*id) {
                 None => Some(format!("{id}: stored and never sent")),
                 Some(_) if *times > 1 => Some(format!("{id}: stored {times} times")),
                 Some(_) => None,
             })
             .collect();
-        let lost = self.acknowledged.iter().filter(|(id, known)| **known && !times.contains_key(id.as_str()));
+        let lost = self.sent.iter().filter(|(id, acknowledged)| **acknowledged && !times.contains_key(id.as_str()));
         wrong.extend(lost.map(|(id, _)| format!("{id}: acknowledged and lost")));
         wrong.sort();
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
@@ -57,8 +58,10 @@ impl Appends {
 pub struct Counter {
     sent: u64,
     unknown: u64,
-    /// What acknowledged increments returned.
+    /// What acknowledged increments returned, and how often.
     returned: BTreeMap<u64, u64>,
+    /// The highest value that any client was told.
+    highest: u64,
     wrong: Vec<String>,
 }
 
@@ -67,10 +70,17 @@ pub struct Counter {
 pub struct Begun(u64);
 
 impl Counter {
-    /// The highest value that a client has seen or knows of.
+    /// The counter is at least so high: a client was told it, or so many increments are acknowledged.
     fn floor(&self) -> u64 {
-        let acknowledged = self.returned.values().sum();
-        self.returned.last_key_value().map_or(acknowledged, |(highest, _)| acknowledged.max(*highest))
+        self.highest.max(self.returned.values().sum())
+    }
+
+    /// A client was told a value.
+    fn told(&mut self, what: &str, value: u64) {
+        if value > self.sent {
+            self.wrong.push(format!("{what} returned {value}; only {} increments were sent", self.sent));
+        }
+        self.highest = self.highest.max(value);
     }
 
     /// An increment is sent.
@@ -89,6 +99,7 @@ impl Counter {
         if value <= begun.0 {
             self.wrong.push(format!("an increment returned {value} after {} was known", begun.0));
         }
+        self.told("an increment", value);
         *self.returned.entry(value).or_default() += 1;
     }
 
@@ -102,9 +113,7 @@ impl Counter {
         if value < begun.0 {
             self.wrong.push(format!("a read returned {value} after {} was known", begun.0));
         }
-        if value > self.sent {
-            self.wrong.push(format!("a read returned {value}; only {} increments were sent", self.sent));
-        }
+        self.told("a read", value);
     }
 
     /// How many increments were acknowledged, and how many are unknown.
@@ -121,6 +130,9 @@ impl Counter {
         let mut wrong = self.wrong.clone();
         if !(acknowledged..=acknowledged + unknown).contains(&value) {
             wrong.push(format!("the counter is {value}; {acknowledged} were acknowledged, {unknown} are unknown"));
+        }
+        if value < self.highest {
+            wrong.push(format!("the counter is {value}; a client was told {}", self.highest));
         }
         let twice = self.returned.iter().filter(|(_, times)| **times > 1);
         wrong.extend(twice.map(|(returned, times)| format!("{times} increments returned {returned}")));
@@ -178,6 +190,19 @@ mod tests {
         let mut stale = counter.clone();
         stale.was_read(read, 2);
         assert!(stale.check(3).is_err());
+        // What nobody acknowledged may have counted; who has read it does not read less later, and nor does anybody.
+        let mut back = counter.clone();
+        back.increment();
+        back.unknown();
+        back.was_read(read, 4);
+        assert_eq!(back.check(4), Ok(()));
+        assert!(back.check(3).is_err());
+        let again = back.read();
+        back.was_read(again, 3);
+        assert!(back.check(4).is_err());
+        let mut invented = counter.clone();
+        invented.was_read(read, 9);
+        assert!(invented.check(3).is_err());
         let mut twice = counter.clone();
         let begun = twice.increment();
         twice.incremented(begun, 3);
