@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! LOCK          held while a node runs
-//! node.json     {"format":1,"cluster_id":"…","node_id":1,"addrs":["…",…]}: written once, when the node becomes part of a
-//!               cluster; `addrs` are those that the cluster was formed of, by node id (absent for a cluster of one)
+//! node.json     {"format":1,"cluster_id":"…","node_id":1,"addrs":["…",…],"joining":true}: written when the node becomes
+//!               part of a cluster; `addrs` are those that the cluster is formed of, by node id (absent for a cluster of
+//!               one); written once more without `joining` when all of them have joined
 //! log/          the shared Raft log
 //! data/         RocksDB
 //! segments/     Parquet files
@@ -31,12 +32,30 @@ pub struct Identity {
     /// The addresses that the cluster was formed of, by node id; empty for a cluster of one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addrs: Vec<String>,
+    /// Others may not have joined yet: the node takes part in nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    joining: bool,
 }
 
 impl Identity {
-    /// The identity of a node in a cluster that was formed of `addrs`.
-    pub fn new(cluster_id: String, node: NodeId, addrs: Vec<String>) -> Self {
-        Self { format: FORMAT, cluster_id, node_id: node.0, addrs }
+    /// The only node of a cluster.
+    pub fn alone(cluster_id: String) -> Self {
+        Self { format: FORMAT, cluster_id, node_id: 1, addrs: Vec::new(), joining: false }
+    }
+
+    /// A node of a cluster that is being formed of `addrs`.
+    pub fn joining(cluster_id: String, node: NodeId, addrs: Vec<String>) -> Self {
+        Self { format: FORMAT, cluster_id, node_id: node.0, addrs, joining: true }
+    }
+
+    /// The same node once all others have joined.
+    pub fn begun(self) -> Self {
+        Self { joining: false, ..self }
+    }
+
+    /// Whether all nodes of the cluster have joined.
+    pub fn has_begun(&self) -> bool {
+        !self.joining
     }
 
     /// The node.
@@ -154,11 +173,14 @@ mod tests {
         let open = DataFolder::open(folder.path()).expect("opens");
         assert!(matches!(DataFolder::open(folder.path()), Err(DataFolderError::InUse(_))));
         assert_eq!(open.identity().expect("reads"), None);
-        let identity = Identity::new("ab".repeat(16), NodeId(3), vec!["a:1".into(), "a:2".into(), "a:3".into()]);
-        open.set_identity(&identity).expect("writes");
+        let joining = Identity::joining("ab".repeat(16), NodeId(3), vec!["a:1".into(), "a:2".into(), "a:3".into()]);
+        for identity in [joining.clone(), joining.begun(), Identity::alone("cd".repeat(16))] {
+            open.set_identity(&identity).expect("writes");
+            assert_eq!(open.identity().expect("reads"), Some(identity));
+        }
         drop(open);
         let open = DataFolder::open(folder.path()).expect("opens again");
-        assert_eq!(open.identity().expect("reads"), Some(identity));
+        assert_eq!(open.identity().expect("reads"), Some(Identity::alone("cd".repeat(16))));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! gRPC is served from the first moment, because a node needs its peers to start: it may wait to become part of a
 //! cluster ([`forming`]), and to hear from a majority. Until the node runs, clients are answered `UNAVAILABLE`.
 //!
-//! Whose the node is stands in its data folder and is written once, after the meta group's first records are durable.
+//! Whose the node is stands in its data folder and is written after the meta group's first records are durable. A member
+//! of a cluster takes part in nothing until all members have written theirs. So wherever a cluster has begun, a member
+//! whose folder says nothing has lost its data: it may have voted and acknowledged, and must not be let in again as if it
+//! had promised nothing.
 
 mod forming;
 
@@ -13,10 +16,10 @@ use std::{
 };
 
 use galoo_cluster::meta::MetaState;
-use galoo_proto::{NodeId, meta::NodeRecord, peer::IdentifyResponse};
+use galoo_proto::{meta::NodeRecord, peer::IdentifyResponse};
 use galoo_storage::engine::{Engine, rocks::RocksEngine};
 use tokio::sync::watch;
-use tonic::Status;
+use tonic::{Status, metadata::MetadataMap};
 use tracing::info;
 
 use crate::{
@@ -24,6 +27,7 @@ use crate::{
     data_folder::{DataFolder, DataFolderError, Identity},
     machine::MetaMachine,
     node::Node,
+    transport,
 };
 
 pub use self::forming::FormError;
@@ -68,9 +72,8 @@ impl Door {
             stopping,
         };
         if door.identity().is_none() && door.config.join.is_empty() {
-            let grpc_addr = door.config.grpc.to_string();
-            let record = NodeRecord { id: 1, grpc_addr, zone: door.config.zone.clone() };
-            door.become_part(Identity::new(new_cluster_id(), NodeId(1), Vec::new()), vec![record])?;
+            door.write_records(&[door.config.grpc.to_string()])?;
+            door.write_identity(Identity::alone(new_cluster_id()))?;
         }
         Ok(door)
     }
@@ -95,11 +98,16 @@ impl Door {
         self.identity.borrow().clone()
     }
 
-    /// Waits until the node is part of a cluster.
+    /// Whose the node is once its cluster has begun.
+    pub fn begun(&self) -> Option<Identity> {
+        self.identity().filter(Identity::has_begun)
+    }
+
+    /// Waits until the node is part of a cluster that has begun.
     pub async fn formed(&self) -> Identity {
         let mut identity = self.identity.subscribe();
         loop {
-            if let Some(identity) = identity.borrow_and_update().clone() {
+            if let Some(identity) = identity.borrow_and_update().clone().filter(Identity::has_begun) {
                 return identity;
             }
             // The sender is a part of this door.
@@ -115,11 +123,23 @@ impl Door {
     }
 
     /// Waits a while for a node that starts: its peers need not come back for it.
-    pub async fn entered(&self) {
-        if self.identity().is_some() {
-            let mut entered = self.entered.subscribe();
-            let _ = tokio::time::timeout(ENTER_WAIT, entered.wait_for(|entered| *entered)).await;
+    ///
+    /// `call` is what a peer states. A node of a cluster calls only once the cluster has begun, so a member that waits
+    /// for that learns it here when whoever formed the cluster died before it said so.
+    pub async fn entered(&self, call: &MetadataMap) -> Result<(), Status> {
+        if let Some(identity) = self.identity().filter(|identity| !identity.has_begun())
+            && transport::is_meant_for(call, &identity.cluster_id, identity.node())
+        {
+            self.begin().await.map_err(|error| Status::internal(error.to_string()))?;
         }
+        if self.begun().is_some() {
+            let (mut entered, mut stopping) = (self.entered.subscribe(), self.stopping());
+            tokio::select! {
+                _ = tokio::time::timeout(ENTER_WAIT, entered.wait_for(|entered| *entered)) => {}
+                _ = stopping.wait_for(|stopping| *stopping) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Lets clients through to the node, which runs.
@@ -148,34 +168,39 @@ impl Door {
             return self.starting_node();
         }
         Err(Status::unavailable(match self.identity() {
-            Some(_) => "the node has not started yet",
+            Some(identity) if identity.has_begun() => "the node has not started yet",
+            Some(_) => "the node's cluster is not whole yet: galoo cluster init goes on forming it",
             None => "the node belongs to no cluster yet: galoo cluster init makes one",
         }))
     }
 
     /// Who the node is, for whoever asks.
     pub fn who(&self) -> IdentifyResponse {
-        let zone = self.config.zone.clone();
+        let instance = self.instance;
         match self.identity() {
             Some(identity) => IdentifyResponse {
-                instance: self.instance,
+                instance,
                 node_id: identity.node().0,
+                begun: identity.has_begun(),
                 cluster_id: identity.cluster_id,
                 addrs: identity.addrs,
-                zone,
             },
-            None => {
-                let addrs = self.config.join.clone();
-                IdentifyResponse { instance: self.instance, addrs, zone, ..Default::default() }
-            }
+            None => IdentifyResponse { instance, addrs: self.config.join.clone(), ..Default::default() },
         }
     }
 
-    /// Becomes a node of a cluster, durably: a crash leaves it nobody's, or whole.
-    fn become_part(&self, identity: Identity, nodes: Vec<NodeRecord>) -> Result<(), JoinFailure> {
-        MetaMachine::form(self.engine.as_ref(), MetaState::formed(nodes))?;
+    /// Writes the meta group's first records, durably: a function of the addresses, so that they are the same on every
+    /// node. Each node tells its zone when it starts.
+    fn write_records(&self, addrs: &[String]) -> Result<(), JoinFailure> {
+        let record = |(id, addr): (u64, &String)| NodeRecord { id, grpc_addr: addr.clone(), zone: String::new() };
+        let nodes = (1..).zip(addrs).map(record);
+        Ok(MetaMachine::form(self.engine.as_ref(), MetaState::formed(nodes))?)
+    }
+
+    /// Writes whose the node is, durably. Its records are there already: a crash leaves it nobody's, or whole.
+    fn write_identity(&self, identity: Identity) -> Result<(), JoinFailure> {
         self.folder.set_identity(&identity)?;
-        info!(cluster = identity.cluster_id, node = %identity.node(), "is part of a cluster");
+        info!(cluster = identity.cluster_id, node = %identity.node(), begun = identity.has_begun(), "is part of a cluster");
         self.identity.send_replace(Some(identity));
         Ok(())
     }

@@ -160,7 +160,9 @@ pub fn unix_ms() -> u64 {
 
 impl Node {
     /// Starts what the data folder holds, as a node of the cluster that it belongs to, and enters the door.
-    pub async fn start(door: &Door, identity: Identity) -> anyhow::Result<Arc<Self>> {
+    ///
+    /// `found` is where other nodes were found, which may have moved since the meta group was told.
+    pub async fn start(door: &Door, identity: Identity, found: Vec<(NodeId, String)>) -> anyhow::Result<Arc<Self>> {
         let (config, engine) = (door.config().clone(), door.engine().clone());
         let disk = Disk::new(&config.data_dir, config.disk_reserve_bytes);
         let log = Arc::new(SharedLog::open(&door.folder().join("log"), config.log_bytes)?);
@@ -181,6 +183,7 @@ impl Node {
         let addr = place::own_addr(&meta.borrow(), me, config.grpc).await;
         let transport = Arc::new(Transport::new(identity.cluster_id.clone(), me, addr));
         transport.set_nodes(place::addrs(&meta.borrow()));
+        transport.found(found);
         let timing = Timing { seed: rand::random(), ..Timing::default() };
         let (moves, to_move) = mpsc::unbounded_channel();
         let store = Store {

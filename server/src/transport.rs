@@ -72,6 +72,12 @@ impl Stated {
     }
 }
 
+/// Whether a call comes from a cluster and means one node of it.
+pub fn is_meant_for(metadata: &MetadataMap, cluster_id: &str, node: NodeId) -> bool {
+    let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
+    text(CLUSTER) == Some(cluster_id) && text(TO).and_then(|to| to.parse().ok()) == Some(node.0)
+}
+
 /// Whether a call came from a node that handed it on: it is handed on only once.
 pub fn is_handed_on(metadata: &MetadataMap) -> bool {
     metadata.contains_key(FROM)
@@ -118,11 +124,20 @@ impl Transport {
             }
             let mut peers = self.peers.write().expect("nobody panics with the peers in hand");
             if let Some(peer) = peers.get(&node) {
-                peer.move_to(addr);
+                peer.told(addr);
             } else {
                 let (peer, task) = Peer::start(node, addr, self.stated.clone());
                 peers.insert(node, peer);
                 self.tasks.lock().expect("nobody panics with the tasks in hand").push(task);
+            }
+        }
+    }
+
+    /// Takes where nodes were found to be, whatever was told before.
+    pub fn found(&self, nodes: impl IntoIterator<Item = (NodeId, String)>) {
+        for (node, addr) in nodes {
+            if let Some(peer) = self.peer(node) {
+                peer.seen_at(&addr);
             }
         }
     }
@@ -193,7 +208,14 @@ mod tests {
         here.set_nodes([(NodeId(1), "127.0.0.1:1".to_owned()), (NodeId(2), "127.0.0.1:9".to_owned())]);
         let check = |from: &Transport, to| here.check(from.stated.request(NodeId(to), ()).metadata());
         assert_eq!(check(&there, 1).expect("let in"), NodeId(2));
-        assert_eq!(here.peer(NodeId(2)).expect("known").addr(), "127.0.0.1:2", "a caller tells where it is");
+        let addr = || here.peer(NodeId(2)).expect("known").addr();
+        assert_eq!(addr(), "127.0.0.1:2", "a caller tells where it is");
+        here.set_nodes([(NodeId(2), "127.0.0.1:9".to_owned())]);
+        assert_eq!(addr(), "127.0.0.1:2", "the cluster has not heard of it yet");
+        here.set_nodes([(NodeId(2), "127.0.0.1:3".to_owned())]);
+        assert_eq!(addr(), "127.0.0.1:3", "the cluster was told of another place");
+        here.found([(NodeId(2), "127.0.0.1:4".to_owned())]);
+        assert_eq!(addr(), "127.0.0.1:4", "it was found elsewhere");
         let refused = |result: Result<NodeId, Status>| result.expect_err("refused").message().to_owned();
         assert!(refused(check(&stranger, 1)).contains("n2 is of cluster bb; this is n1 of cluster aa"));
         assert!(refused(check(&there, 3)).contains("n2 means n3; this is n1"));

@@ -114,12 +114,12 @@ async fn serve(mut config: Config, insecure: bool, queries: &Handle) -> anyhow::
     let http_stopped = until_stopped(stopped.clone());
     fronts.spawn(async move { Ok(http::serve(http_listener, metrics, http_stopped).await?) });
     let started = async {
-        if door.identity().is_none() {
+        if door.begun().is_none() {
             println!("galoo waiting grpc={} pg={} http={}", config.grpc, config.pg, config.http);
         }
         let identity = door.formed().await;
-        door.check_join().await?;
-        Node::start(&door, identity).await
+        let found = door.find_peers().await?;
+        Node::start(&door, identity, found).await
     };
     let signal = async {
         tokio::select! {

@@ -1,10 +1,13 @@
 //! Forming a cluster of the nodes that were started to `--join` each other.
 //!
 //! The asked node finds out who is behind each address, chooses a cluster id and makes each a member in the order of the
-//! list, which is the order of node ids. Each member writes its identity before it answers. Whatever crashes, asking
-//! again goes on: a member keeps its cluster id, and the others adopt it. Two nodes that are asked at once cannot make
-//! two clusters, because all name the same list and begin with its first address: the id that gets there first is
-//! everybody's.
+//! list, which is the order of node ids. Each member writes its identity before it answers. When all have, each is told
+//! that the cluster begins, writes that and starts.
+//!
+//! Whatever crashes, asking again goes on: a member keeps its cluster id, and the others adopt it. Two nodes that are
+//! asked at once cannot make two clusters, because all name the same list and begin with its first address: the id that
+//! gets there first is everybody's. Where a cluster has begun it is whole: who knows nothing of it has lost its data and
+//! is refused.
 
 use std::time::Duration;
 
@@ -12,10 +15,10 @@ use futures::future::try_join_all;
 use galoo_proto::{
     NodeId,
     admin::{InitClusterResponse, NodeAddr},
-    meta::NodeRecord,
     peer::{IdentifyRequest, IdentifyResponse, JoinRequest, peer_client::PeerClient},
 };
 use tonic::Code;
+use tracing::{info, warn};
 
 use super::{Door, JoinFailure, new_cluster_id};
 use crate::{data_folder::Identity, transport};
@@ -26,8 +29,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why a cluster was not formed.
 #[derive(Debug, thiserror::Error)]
 pub enum FormError {
-    /// A node was started alone.
-    #[error("this node was started without --join: it is cluster {0} by itself")]
+    /// A node was first started alone.
+    #[error("this node's data folder was made without --join: it is cluster {0} by itself")]
     Alone(String),
     /// A node does not answer.
     #[error("{addr} does not answer: {reason}")]
@@ -71,6 +74,18 @@ pub enum FormError {
         found: NodeId,
         /// Its place.
         expected: NodeId,
+    },
+    /// A node knows nothing of the cluster that it is a member of.
+    #[error(
+        "{addr} is {node} of cluster {cluster} and has lost its data: as the member that it was it cannot come back"
+    )]
+    LostData {
+        /// Its address.
+        addr: String,
+        /// Its number.
+        node: NodeId,
+        /// The cluster, which has begun.
+        cluster: String,
     },
     /// A node refused to be a member.
     #[error("{addr} refuses: {reason}")]
@@ -129,15 +144,36 @@ fn cluster_of(addrs: &[String], who: &[IdentifyResponse]) -> Result<Option<Strin
             return Err(FormError::OtherNumber { addr: addr.clone(), found: NodeId(node.node_id), expected });
         }
     }
+    let lost = who.iter().position(|node| node.cluster_id.is_empty());
+    if let (Some((_, cluster)), Some(place), true) = (known, lost, who.iter().any(|node| node.begun)) {
+        let (addr, node) = (addrs[place].clone(), NodeId(place as u64 + 1));
+        return Err(FormError::LostData { addr, node, cluster: cluster.to_owned() });
+    }
     Ok(known.map(|(_, cluster)| cluster.to_owned()))
 }
+
+/// How often forming begins anew when another node that was asked at the same time was quicker.
+const ATTEMPTS_MAX: u32 = 3;
 
 impl Door {
     /// Makes a cluster of this node and those that it was started to join, or finishes making it.
     pub async fn init_cluster(&self) -> Result<InitClusterResponse, FormError> {
         let _one = self.initiating.lock().await;
+        for _ in 1..ATTEMPTS_MAX {
+            match self.form_cluster().await {
+                // The first node belongs to whoever was quicker: that cluster is found now.
+                Err(FormError::Refused { addr, reason }) => info!(addr, reason, "forming the cluster begins anew"),
+                done => return done,
+            }
+        }
+        self.form_cluster().await
+    }
+
+    async fn form_cluster(&self) -> Result<InitClusterResponse, FormError> {
         let addrs = match self.identity() {
             Some(identity) if identity.addrs.is_empty() => return Err(FormError::Alone(identity.cluster_id)),
+            // The others have joined; one that does not know that the cluster has begun hears it from this node.
+            Some(identity) if identity.has_begun() => return Ok(self.formed_already(identity)),
             Some(identity) => identity.addrs,
             None => self.config.join.clone(),
         };
@@ -145,21 +181,24 @@ impl Door {
         if !who.iter().any(|node| node.instance == self.instance) {
             return Err(FormError::NotAmong(addrs.join(",")));
         }
-        let known = cluster_of(&addrs, &who)?;
-        let formed = who.iter().any(|node| node.cluster_id.is_empty());
-        let cluster_id = known.unwrap_or_else(new_cluster_id);
-        let record = |(place, (addr, node)): (usize, (&String, &IdentifyResponse))| NodeRecord {
-            id: place as u64 + 1,
-            grpc_addr: addr.clone(),
-            zone: node.zone.clone(),
-        };
-        let nodes: Vec<_> = addrs.iter().zip(&who).enumerate().map(record).collect();
-        for node in &nodes {
-            let request = JoinRequest { cluster_id: cluster_id.clone(), node_id: node.id, nodes: nodes.clone() };
-            self.make_member(&node.grpc_addr, request).await?;
+        let cluster_id = cluster_of(&addrs, &who)?.unwrap_or_else(new_cluster_id);
+        for begin in [false, true] {
+            for (node_id, addr) in (1..).zip(&addrs) {
+                let request = JoinRequest { cluster_id: cluster_id.clone(), node_id, addrs: addrs.clone(), begin };
+                self.make_member(addr, request).await?;
+            }
         }
-        let nodes = nodes.into_iter().map(|node| NodeAddr { id: node.id, addr: node.grpc_addr }).collect();
-        Ok(InitClusterResponse { cluster_id, nodes, formed })
+        let nodes = (1..).zip(addrs).map(|(id, addr)| NodeAddr { id, addr }).collect();
+        Ok(InitClusterResponse { cluster_id, nodes, formed: true })
+    }
+
+    /// A cluster that has begun, and where its nodes are.
+    fn formed_already(&self, identity: Identity) -> InitClusterResponse {
+        let nodes = match self.starting_node() {
+            Ok(node) => node.topology().nodes,
+            Err(_) => (1..).zip(identity.addrs).map(|(id, addr)| NodeAddr { id, addr }).collect(),
+        };
+        InitClusterResponse { cluster_id: identity.cluster_id, nodes, formed: false }
     }
 
     async fn make_member(&self, addr: &str, request: JoinRequest) -> Result<(), FormError> {
@@ -178,52 +217,77 @@ impl Door {
         }
     }
 
-    /// Becomes the member of a cluster that the asking node makes; a repetition changes nothing.
+    /// Becomes the member of a cluster that the asking node makes, or begins to be one; a repetition changes nothing.
     pub async fn join(&self, request: JoinRequest) -> Result<(), FormError> {
-        let _one = self.joining.lock().await;
-        let addrs: Vec<_> = request.nodes.iter().map(|node| node.grpc_addr.clone()).collect();
-        let me = usize::try_from(request.node_id).ok().and_then(|id| addrs.get(id.checked_sub(1)?));
-        let Some(me) = me.cloned() else {
-            return Err(FormError::NotAmong(addrs.join(",")));
-        };
-        let mut wanted = Identity::new(request.cluster_id, NodeId(request.node_id), addrs);
-        if let Some(known) = self.identity() {
-            if known == wanted {
-                return Ok(());
+        let me = usize::try_from(request.node_id).ok().and_then(|id| request.addrs.get(id.checked_sub(1)?));
+        let Some(addr) = me.cloned() else { return Err(FormError::NotAmong(request.addrs.join(","))) };
+        let node = NodeId(request.node_id);
+        {
+            let _one = self.joining.lock().await;
+            match self.identity() {
+                Some(known) if known.cluster_id != request.cluster_id => {
+                    let (found, expected) = (known.cluster_id, request.cluster_id);
+                    return Err(FormError::OtherCluster { addr, found, other: "the asker".into(), expected });
+                }
+                Some(known) if known.node() != node => {
+                    return Err(FormError::OtherNumber { addr, found: known.node(), expected: node });
+                }
+                Some(known) if known.addrs != request.addrs => {
+                    let (found, expected) = (known.addrs.join(","), request.addrs.join(","));
+                    return Err(FormError::OtherNodes { addr, found, expected });
+                }
+                // What it was started for is its operator's word.
+                None if self.config.join != request.addrs => {
+                    let (found, expected) = (self.config.join.join(","), request.addrs.join(","));
+                    return Err(FormError::OtherNodes { addr, found, expected });
+                }
+                None if request.begin => {
+                    return Err(FormError::LostData { addr, node, cluster: request.cluster_id });
+                }
+                None => {
+                    self.write_records(&request.addrs)?;
+                    self.write_identity(Identity::joining(request.cluster_id, node, request.addrs))?;
+                }
+                Some(_) => {}
             }
-            let expected = std::mem::take(&mut wanted.cluster_id);
-            return Err(FormError::OtherCluster {
-                addr: me,
-                found: known.cluster_id,
-                other: "the asker".into(),
-                expected,
-            });
         }
-        // What it was started for is its operator's word.
-        if self.config.join != wanted.addrs {
-            let (found, expected) = (self.config.join.join(","), wanted.addrs.join(","));
-            return Err(FormError::OtherNodes { addr: me, found, expected });
-        }
-        Ok(self.become_part(wanted, request.nodes)?)
+        if request.begin { self.begin().await } else { Ok(()) }
     }
 
-    /// Refuses to start a node of one cluster among the nodes of another.
+    /// Starts to take part in the cluster: all its members have joined.
+    pub(super) async fn begin(&self) -> Result<(), FormError> {
+        let _one = self.joining.lock().await;
+        match self.identity() {
+            Some(identity) if !identity.has_begun() => Ok(self.write_identity(identity.begun())?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Finds other nodes of this one's cluster behind the addresses of `--join`: they may have moved since it was formed.
     ///
-    /// Asks whoever answers at the addresses of `--join`; who does not is no obstacle.
-    pub async fn check_join(&self) -> Result<(), FormError> {
-        let Some(identity) = self.identity() else { return Ok(()) };
+    /// Who does not answer is no obstacle.
+    ///
+    /// # Errors
+    /// A node of one cluster does not start among the nodes of another.
+    pub async fn find_peers(&self) -> Result<Vec<(NodeId, String)>, FormError> {
+        let Some(identity) = self.identity() else { return Ok(Vec::new()) };
+        if identity.addrs.is_empty() && !self.config.join.is_empty() {
+            warn!(cluster = identity.cluster_id, "the data folder was made without --join: the node stays by itself");
+        }
         let asked = self.config.join.iter().map(|addr| async move { (addr, identify(addr).await) });
+        let mut found = Vec::new();
         for (addr, who) in futures::future::join_all(asked).await {
             match who {
-                Ok(who) if !who.cluster_id.is_empty() && who.cluster_id != identity.cluster_id => {
+                Ok(who) if who.cluster_id == identity.cluster_id => found.push((NodeId(who.node_id), addr.clone())),
+                Ok(who) if !who.cluster_id.is_empty() => {
                     let other = format!("data folder {}", self.config.data_dir.display());
                     let (found, expected) = (who.cluster_id, identity.cluster_id);
                     return Err(FormError::OtherCluster { addr: addr.clone(), found, other, expected });
                 }
-                _ => {}
+                Ok(_) | Err(_) => {}
             }
         }
-        Ok(())
+        Ok(found)
     }
 }
 
@@ -233,7 +297,7 @@ mod tests {
 
     fn node(cluster: &str, id: u64, addrs: &[&str]) -> IdentifyResponse {
         let addrs = addrs.iter().map(|addr| (*addr).to_owned()).collect();
-        IdentifyResponse { instance: id, cluster_id: cluster.to_owned(), node_id: id, addrs, zone: String::new() }
+        IdentifyResponse { instance: id, cluster_id: cluster.to_owned(), node_id: id, addrs, begun: false }
     }
 
     /// A rerun adopts the cluster of those that have one; whoever does not fit is named.
@@ -256,5 +320,8 @@ mod tests {
         refused(&[fresh(), node("", 0, &["a:1", "b:1"]), fresh()], "b:1 names the nodes a:1,b:1");
         refused(&[fresh(), fresh(), node("x", 3, &["b:1", "a:1", "c:1"])], "c:1 names the nodes b:1,a:1,c:1");
         refused(&[node("x", 2, list), fresh(), fresh()], "a:1 is n2 of its cluster, and not n1");
+        let begun = |id| IdentifyResponse { begun: true, ..node("x", id, list) };
+        assert_eq!(said(&[begun(1), node("x", 2, list), node("x", 3, list)]), Ok(Some("x".to_owned())));
+        refused(&[begun(1), fresh(), node("x", 3, list)], "b:1 is n2 of cluster x and has lost its data");
     }
 }

@@ -51,6 +51,8 @@ pub struct NotSent(pub NodeId);
 pub struct Peer {
     id: NodeId,
     addr: watch::Sender<String>,
+    /// Where the cluster said last that it is.
+    told: Mutex<String>,
     stated: Arc<Stated>,
     outbox: Outbox,
     commands: mpsc::UnboundedSender<Forward>,
@@ -147,7 +149,8 @@ impl Peer {
         let (commands, waiting) = mpsc::unbounded_channel();
         let peer = Arc::new(Self {
             id,
-            addr: watch::channel(addr).0,
+            addr: watch::channel(addr.clone()).0,
+            told: Mutex::new(addr),
             stated,
             outbox: Outbox::default(),
             commands,
@@ -173,7 +176,17 @@ impl Peer {
         self.channel.borrow().is_some()
     }
 
-    pub(super) fn move_to(&self, addr: String) {
+    /// Takes where the cluster says that it is. What is only said again changes nothing: the node may have been seen
+    /// elsewhere, before the cluster heard of it.
+    pub(super) fn told(&self, addr: String) {
+        let mut told = self.told.lock().expect("nobody panics with the address in hand");
+        if *told != addr {
+            told.clone_from(&addr);
+            self.move_to(addr);
+        }
+    }
+
+    fn move_to(&self, addr: String) {
         self.addr.send_if_modified(|known| {
             let moved = *known != addr;
             *known = addr;

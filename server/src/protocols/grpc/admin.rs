@@ -53,7 +53,7 @@ impl Admin for AdminService {
             ..Default::default()
         };
         // A node that waits for its cluster has no more to tell.
-        if status.node_id != 0 {
+        if self.0.begun().is_some() {
             let node = self.0.starting_node()?.clone();
             status.games = node.games().into_iter().map(game).collect();
             let local = node.clone();

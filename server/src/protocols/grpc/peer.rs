@@ -51,6 +51,7 @@ impl From<FormError> for Status {
             | FormError::OtherCluster { .. }
             | FormError::OtherNodes { .. }
             | FormError::OtherNumber { .. }
+            | FormError::LostData { .. }
             | FormError::Refused { .. } => Self::failed_precondition(message),
         }
     }
@@ -94,7 +95,7 @@ impl Peer for PeerService {
     }
 
     async fn raft(&self, request: Request<Streaming<RaftBatch>>) -> Result<Response<RaftClosed>, Status> {
-        self.0.entered().await;
+        self.0.entered(request.metadata()).await?;
         let (node, from) = self.checked(request.metadata())?;
         let mut batches = request.into_inner();
         let mut stopping = self.0.stopping();
@@ -116,7 +117,7 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<ProposeRequest>>,
     ) -> Result<Response<Self::ProposeStream>, Status> {
-        self.0.entered().await;
+        self.0.entered(request.metadata()).await?;
         let (node, _) = self.checked(request.metadata())?;
         let (node, mut stopping) = (node.clone(), self.0.stopping());
         let stopped = async move {

@@ -1,0 +1,165 @@
+//! What was acknowledged survives: every node is killed in turn under load, one is away for long, all die at once.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::{
+    Plan, galoo, leader_of, rows, status,
+    support::{self, Server},
+    wait_until,
+};
+
+const LINES: u64 = 60_000;
+
+/// Writes events of 500 players: a function of `lines`.
+fn write_events(path: &Path, lines: u64) {
+    let mut state = 7u64;
+    let mut next = |n: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % n
+    };
+    let line = |line| {
+        format!(
+            "{{\"player\":\"p{}\",\"ts_ms\":{},\"event\":\"e{}\",\"gold\":{}}}\n",
+            next(500),
+            1_700_000_000_000u64 + line * 10,
+            next(4),
+            next(1_000)
+        )
+    };
+    fs::write(path, (0..lines).map(line).collect::<String>()).expect("writes");
+}
+
+fn import(addrs: &str, events: &Path) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_galoo"));
+    command.args(["import", "--addr", addrs, "--game", "g", "--json"]).arg(events);
+    command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().expect("starts")
+}
+
+fn report(import: Child) -> Value {
+    let output = import.wait_with_output().expect("ends");
+    assert!(output.status.success(), "the import ended with {}", output.status);
+    serde_json::from_slice(&output.stdout).expect("a report")
+}
+
+fn stored(addr: &str) -> u64 {
+    rows(&status(addr), "shards").filter_map(|shard| shard["events"].as_u64()).sum()
+}
+
+/// The node (from 0) that leads most shards, as a node tells.
+fn leader(addr: &str) -> usize {
+    let status = status(addr);
+    let most = rows(&status, "nodes").max_by_key(|node| node["leads"].as_u64()).expect("nodes");
+    usize::try_from(most["id"].as_u64().expect("an id") - 1).expect("small")
+}
+
+/// (shard, applied, checksum) of a node's own replicas.
+fn replicas(addr: &str) -> Vec<(u64, u64, String)> {
+    let shards = galoo(&["checksum", "--addr", addr, "--game", "g", "--local"]).unwrap_or_default();
+    let of = |shard: &Value| (shard["shard"].as_u64(), shard["applied"].as_u64(), shard["checksum"].to_string());
+    let shards = shards.as_array().cloned().unwrap_or_default();
+    shards.iter().map(of).map(|(shard, applied, sum)| (shard.unwrap_or(0), applied.unwrap_or(0), sum)).collect()
+}
+
+/// How many events there are, and the gold in them.
+fn totals(server: &Server) -> Result<(String, String), String> {
+    let rows = support::psql(server.pg().port(), "g", "select count(*), sum(gold) from events")?;
+    Ok((rows[0][0].clone().unwrap_or_default(), rows[0][1].clone().unwrap_or_default()))
+}
+
+#[test]
+fn an_import_survives_the_death_of_every_node_in_turn() {
+    let plan = Plan::new(3);
+    let mut nodes = plan.form();
+    let events = plan.folder.path().join("events.ndjson");
+    write_events(&events, LINES);
+    let created = galoo(&["game", "create", "g", "--shards", "3", "--replicas", "3", "--addr", &plan.addrs[1]]);
+    assert_eq!(created.expect("created")["replicas"], 3);
+
+    // Each node is killed once while the import runs; the next one dies when it is back.
+    let running = import(&plan.list(), &events);
+    let mut victim = leader(&plan.addrs[0]);
+    for part in [6, 3, 2] {
+        let witness = &plan.addrs[(victim + 1) % 3];
+        wait_until("events are stored", || (stored(witness) >= LINES / part).then_some(()));
+        nodes[victim].take().expect("runs").kill9();
+        nodes[victim] = Some(plan.launch(victim).wait());
+        victim = (victim + 1) % 3;
+    }
+    assert_eq!(report(running)["lines"], LINES);
+    let again = report(import(&plan.addrs[2], &events));
+    assert_eq!((again["events_stored"].as_u64(), again["duplicates"].as_u64()), (Some(0), Some(LINES)));
+
+    // Every node answers all of it, whoever leads.
+    let text = fs::read_to_string(&events).expect("reads");
+    let gold = |line: &str| serde_json::from_str::<Value>(line).expect("JSON")["gold"].as_u64().expect("gold");
+    let expected = (LINES.to_string(), text.lines().map(gold).sum::<u64>().to_string());
+    for node in nodes.iter().flatten() {
+        assert_eq!(totals(node).as_ref(), Ok(&expected));
+    }
+    let value =
+        |addr: &str| galoo(&["get", "ann", "s:gold", "--game", "g", "--addr", addr]).expect("gets")["value"].clone();
+    for (at, addr) in plan.addrs.iter().enumerate() {
+        galoo(&["put", "ann", "s:gold", "--increment", "5", "--game", "g", "--addr", addr]).expect("puts");
+        assert_eq!(value(&plan.addrs[(at + 1) % 3]), 5 * (at + 1), "a read at another node sees the write");
+    }
+
+    // Replicas that applied the same hold the same.
+    wait_until("replicas agree", || {
+        let all: Vec<_> = plan.addrs.iter().map(|addr| replicas(addr)).collect();
+        let applied = |of: &[(u64, u64, String)]| of.iter().map(|(shard, at, _)| (*shard, *at)).collect::<Vec<_>>();
+        let same = all.iter().all(|one| one.len() == 3 && applied(one) == applied(&all[0]));
+        same.then(|| assert!(all.iter().all(|one| *one == all[0]), "replicas differ: {all:?}"))
+    });
+
+    // All die at once, and come back one after the other on other ports for SQL.
+    nodes.iter_mut().for_each(|node| node.take().expect("runs").kill9());
+    nodes = plan.launch_all().into_iter().map(|node| Some(node.wait())).collect();
+    for node in nodes.iter().flatten() {
+        assert_eq!(wait_until("SQL is answered", || totals(node).ok()), expected);
+    }
+    for node in nodes.into_iter().flatten() {
+        assert!(node.stop().success());
+    }
+}
+
+/// A node that was away while the others cut their logs pulls their state.
+#[test]
+fn a_node_that_was_long_away_catches_up_from_a_snapshot() {
+    let plan = Plan::new(3);
+    let mut nodes = plan.form();
+    let events = plan.folder.path().join("events.ndjson");
+    write_events(&events, 4 * LINES);
+    galoo(&["game", "create", "g", "--shards", "1", "--replicas", "3", "--addr", &plan.addrs[0]]).expect("created");
+    wait_until("replicas agree", || {
+        replicas(&plan.addrs[0])
+            .first()
+            .filter(|one| plan.addrs.iter().all(|addr| replicas(addr).contains(one)))
+            .map(|_| ())
+    });
+    let away = (leader_of("g", &plan.addrs[0]) + 1) % 3;
+    nodes[away].take().expect("runs").kill9();
+    let (one, other) = ((away + 1) % 3, (away + 2) % 3);
+    let others = format!("{},{}", plan.addrs[one], plan.addrs[other]);
+    assert_eq!(report(import(&others, &events))["events_stored"], 4 * LINES);
+    nodes[away] = Some(plan.launch(away).wait());
+    wait_until("the replica has everything", || {
+        let all: Vec<_> = plan.addrs.iter().map(|addr| replicas(addr)).collect();
+        (all[away].len() == 1 && all.iter().all(|replica| *replica == all[0])).then_some(())
+    });
+    let log = plan.log(away);
+    assert!(log.contains("pulled a snapshot") && log.contains("goes on from a snapshot"), "it needed no snapshot");
+    let expected = totals(nodes[one].as_ref().expect("runs")).expect("answers");
+    let last = nodes[away].as_ref().expect("runs");
+    assert_eq!(wait_until("SQL is answered", || totals(last).ok()), expected);
+    // It is whole on disk too.
+    nodes[away].take().expect("runs").kill9();
+    let last = plan.launch(away).wait();
+    assert_eq!(wait_until("SQL is answered", || totals(&last).ok()), expected);
+    assert!(last.stop().success());
+}
