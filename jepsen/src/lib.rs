@@ -2,8 +2,8 @@
 //!
 //! - [`sim`]: three nodes in one thread on virtual time: the shipped Raft loop and shard state machine over a log, an
 //!   engine and a network that fail as a seed says.
-//! - [`process`]: a cluster of the real binary, whose nodes are killed and started again; [`history`]: what clients were
-//!   told, and whether what is stored agrees. `tests/process.rs` brings the two together.
+//! - [`process`]: a cluster of the real binary; [`history`]: what clients were told, and whether what is stored agrees.
+//!   `tests/process.rs` kills and starts nodes and brings the two together.
 //!
 //! Crash tests of one node live beside the server, in `server/tests`.
 

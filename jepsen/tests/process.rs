@@ -15,7 +15,7 @@ use futures::TryStreamExt;
 use galoo_client::{Answer, Client, Error, Producer};
 use galoo_jepsen::{
     history::{Appends, Counter},
-    process::{Cluster, Replica},
+    process::{self, Cluster, Replica},
 };
 use galoo_proto::{
     data::{AppendRequest, ScanGameRequest},
@@ -375,7 +375,7 @@ async fn assert_rollup_is_raw(cluster: &Cluster, events: u64) {
             "SELECT bucket, event_type, events, players FROM per_minute ORDER BY 1, 2".to_owned(),
             format!("SET galoo.rewrite = off; {ROLLUP} ORDER BY 1, 2"),
         ] {
-            let asked = cluster.galoo(&["sql", "--json", "--addr", &addr, "--game", GAME, "-c", &sql]).await;
+            let asked = cluster.galoo().run(&["sql", "--json", "--addr", &addr, "--game", GAME, "-c", &sql]).await;
             answers.push(asked.expect("an answer"));
         }
     }
@@ -395,12 +395,13 @@ async fn nothing_acknowledged_is_lost_or_doubled_whoever_is_killed() {
     // Shown when the test fails.
     println!("GALOO_CHAOS_SEED={seed} GALOO_CHAOS_SECONDS={seconds}");
     let mut rng = Rng::new(seed);
-    let mut cluster = Cluster::start(NODES, CONFIG).await.expect("three nodes");
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut cluster = process::start(folder.path(), NODES, CONFIG).await.expect("three nodes");
     let nodes: Vec<_> = (0..NODES).map(|node| cluster.grpc(node)).collect();
     let client = Client::connect(&nodes[0]).await.expect("connects");
     client.create_game(GAME, SHARDS, 3).await.expect("a game");
     let create = format!("CREATE ROLLUP per_minute AS {ROLLUP}");
-    cluster.galoo(&["sql", "--addr", &nodes[0], "--game", GAME, "-c", &create]).await.expect("a rollup");
+    cluster.galoo().run(&["sql", "--addr", &nodes[0], "--game", GAME, "-c", &create]).await.expect("a rollup");
 
     let (stop, stopped) = watch::channel(false);
     let (acknowledged, seen) = watch::channel(0);

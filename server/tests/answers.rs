@@ -16,7 +16,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use support::{Row, Server};
+use support::{Row, done};
 
 /// Galoo's SQL for each entry; its head says how it is laid out.
 const QUERIES: &str = include_str!("answers/queries.sql");
@@ -51,8 +51,8 @@ fn generated_answers() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut command = Command::new(&python);
         command.arg(GENERATOR).arg(folder.path()).arg(&seed).arg(GENERATED_EVENTS.to_string());
-        let output = support::output(&mut command, GENERATOR_WAIT_MAX);
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = support::output(command.into(), GENERATOR_WAIT_MAX);
+        assert!(output.status.success(), "{GENERATOR}: {}", String::from_utf8_lossy(&output.stderr));
         eprintln!("the same data again: GALOO_SEED={seed}");
         let (events, answers) = (folder.path().join("generated.ndjson"), folder.path().join("generated.answers.json"));
         check("generated", &events, &answers, 1);
@@ -82,11 +82,12 @@ fn check(game: &str, events: &Path, answers: &Path, nodes: usize) {
     let answers: Map<String, Value> = serde_json::from_str(&text).expect("the answers are a JSON object");
     let count = answers["events"]["rows"][0][0].as_u64().expect("the entry 'events' holds their count");
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let servers = support::start_nodes(folder.path(), nodes);
-    let (loaded, asked) = (&servers[0], servers[nodes - 1].pg().port());
+    let mut cluster = support::cluster(folder.path(), nodes);
+    done(cluster.form());
+    let (loaded, asked) = (cluster.grpc(0), cluster.nodes()[nodes - 1].pg.port());
 
     for (run, events_stored) in [("first", count), ("second", 0)] {
-        let report = import(loaded, game, events);
+        let report = import(&loaded, game, events);
         for (key, expected) in [("events_stored", events_stored), ("lines", count), ("bad_lines", 0)] {
             assert_eq!(report[key].as_u64(), Some(expected), "{key} of the {run} import: {report}");
         }
@@ -103,16 +104,15 @@ fn check(game: &str, events: &Path, answers: &Path, nodes: usize) {
         .filter_map(|question| question.check(&translations, ask).err())
         .collect();
     assert!(wrong.is_empty(), "{} wrong answers about {game}\n{}", wrong.len(), wrong.join("\n"));
-    for server in servers {
-        assert!(server.stop().success(), "the server ends well");
+    for node in 0..nodes {
+        assert!(done(cluster.stop(node)).success(), "the server ends well");
     }
 }
 
 /// Runs `galoo import` and returns the JSON object that it prints last.
-fn import(server: &Server, game: &str, events: &Path) -> Value {
-    let address = server.grpc().to_string();
+fn import(address: &str, game: &str, events: &Path) -> Value {
     let events = events.to_str().expect("a path in UTF-8");
-    let output = support::galoo(&["import", "--addr", &address, "--game", game, events, "--json"]);
+    let output = support::galoo(&["import", "--addr", address, "--game", game, events, "--json"]);
     let (printed, complaints) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "galoo import {events}: {}\n{printed}\n{complaints}", output.status);
     let start = printed.rfind("\n{").map_or(0, |line_end| line_end + 1);

@@ -96,7 +96,7 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), Failure> {
         signals.any().await;
     }
     tell.end();
-    cluster.stop().await;
+    cluster.stop();
     if args.keep || matches!(done, Some(Err(_))) {
         tell.line(&format!("The nodes' folders and logs are kept in {}", folder.keep().display()));
     } else {

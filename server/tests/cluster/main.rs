@@ -10,12 +10,13 @@ mod survival;
 
 use std::{
     fs,
-    path::PathBuf,
+    ops::{Deref, DerefMut},
     time::{Duration, Instant},
 };
 
+use galoo_harness::Cluster;
 use serde_json::Value;
-use support::{Launched, Server};
+use support::done;
 
 /// Elections take a second or two, an import of so few lines as long.
 const WAIT_MAX: Duration = Duration::from_secs(120);
@@ -26,53 +27,95 @@ const CONFIG: &str =
 /// What a command line printed as JSON; the error is its exit code and what it said.
 type Said = Result<Value, (Option<i32>, String)>;
 
-/// The folders and addresses of some nodes.
-struct Plan {
+/// A test's nodes, by their places from 0.
+struct Nodes {
+    cluster: Cluster,
+    /// Last, so that it goes after the processes.
     folder: tempfile::TempDir,
-    addrs: Vec<String>,
-    config: PathBuf,
 }
 
-impl Plan {
-    fn new(nodes: usize) -> Self {
+impl Deref for Nodes {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
+impl DerefMut for Nodes {
+    fn deref_mut(&mut self) -> &mut Cluster {
+        &mut self.cluster
+    }
+}
+
+impl Nodes {
+    /// Chooses folders and ports; starts nothing.
+    fn new(count: usize) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let config = folder.path().join("galoo.toml");
         fs::write(&config, CONFIG).expect("writes");
-        Self { folder, addrs: support::free_addresses(nodes), config }
+        let arguments = ["--config", config.to_str().expect("UTF-8")];
+        Self { cluster: support::cluster(folder.path(), count).with_arguments(&arguments), folder }
     }
 
-    fn list(&self) -> String {
-        self.addrs.join(",")
+    /// Starts nodes and makes them a cluster.
+    fn formed(count: usize) -> Self {
+        let mut nodes = Self::new(count);
+        done(nodes.form());
+        nodes
     }
 
-    fn data(&self, node: usize) -> PathBuf {
-        self.folder.path().join(format!("n{}", node + 1))
+    /// Starts a node, and waits for nothing.
+    fn launch(&mut self, node: usize) {
+        done(async { self.cluster.launch(node) });
     }
 
-    fn launch(&self, node: usize) -> Launched {
-        self.launch_to_join(node, &self.list())
+    /// Starts a node that is to join these.
+    fn launch_to_join(&mut self, node: usize, join: &str) {
+        done(async { self.cluster.launch_to_join(node, join) });
     }
 
-    fn launch_to_join(&self, node: usize, join: &str) -> Launched {
-        let config = self.config.to_str().expect("UTF-8");
-        Server::launch(&self.data(node), &self.addrs[node], &["--join", join, "--config", config])
+    /// Starts all nodes as nobody's, and returns when they wait for a cluster.
+    fn wait_for_cluster(&mut self) {
+        (0..self.count()).for_each(|node| self.launch(node));
+        let waits = |node| status(&self.grpc(node))["node_id"] == 0;
+        wait_until("the nodes wait", || (0..self.count()).all(waits).then_some(()));
     }
 
-    fn launch_all(&self) -> Vec<Launched> {
-        (0..self.addrs.len()).map(|node| self.launch(node)).collect()
+    /// Returns when all nodes serve.
+    fn all_ready(&mut self) {
+        (0..self.count()).for_each(|node| done(self.ready(node)));
     }
 
-    /// Starts the nodes and makes them a cluster.
-    fn form(&self) -> Vec<Option<Server>> {
-        let launched = self.launch_all();
-        let formed = wait_until("the cluster forms", || init(&self.addrs[0]).ok());
-        assert_eq!(formed["nodes"].as_array().map(Vec::len), Some(self.addrs.len()), "{formed}");
-        launched.into_iter().map(|node| Some(node.wait())).collect()
+    /// Kills a node as `kill -9` does.
+    fn kill9(&mut self, node: usize) {
+        done(self.kill(&[node]));
+    }
+
+    /// Starts a node that was killed, and returns when it serves.
+    fn restart(&mut self, node: usize) {
+        done(self.start_again(&[node]));
+    }
+
+    /// Where every node speaks gRPC.
+    fn addrs(&self) -> Vec<String> {
+        (0..self.count()).map(|node| self.grpc(node)).collect()
+    }
+
+    /// A node's port of the Postgres protocol.
+    fn pg(&self, node: usize) -> u16 {
+        self.nodes()[node].pg.port()
     }
 
     /// What a node wrote to its log.
     fn log(&self, node: usize) -> String {
-        fs::read_to_string(self.data(node).with_extension("stderr")).expect("its log")
+        fs::read_to_string(&self.nodes()[node].log).expect("its log")
+    }
+
+    /// How many events a game has, as a node answers SQL.
+    fn events(&self, node: usize, game: &str) -> Result<String, String> {
+        let rows = support::psql(self.pg(node), game, "select count(*) from events")?;
+        Ok(rows[0][0].clone().unwrap_or_default())
     }
 }
 
@@ -115,10 +158,4 @@ fn leader_of(game: &str, addr: &str) -> usize {
         let leader = rows(&status, "shards").find(|shard| shard["game"] == game)?["leader"].as_u64()?;
         usize::try_from(leader.checked_sub(1)?).ok()
     })
-}
-
-/// How many events a game has, as a node answers SQL.
-fn count(server: &Server, game: &str) -> Result<String, String> {
-    let rows = support::psql(server.pg().port(), game, "select count(*) from events")?;
-    Ok(rows[0][0].clone().unwrap_or_default())
 }

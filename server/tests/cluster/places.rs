@@ -2,7 +2,11 @@
 
 use serde_json::Value;
 
-use crate::{Plan, count, galoo, init, leader_of, rows, status, support, wait_until};
+use crate::{
+    Nodes, galoo, init, leader_of, rows, status,
+    support::{self, done},
+    wait_until,
+};
 
 /// What a node shows of each one: its address, when it is up and has applied everything.
 fn reached(addr: &str) -> Vec<Option<String>> {
@@ -27,113 +31,112 @@ fn append(player: usize, addr: &str) {
 /// One node moves and is found by itself; when all move at once, `--join` says where.
 #[test]
 fn nodes_are_found_where_they_moved() {
-    let mut plan = Plan::new(3);
-    let mut nodes = plan.form();
-    galoo(&["game", "create", "g", "--shards", "3", "--addr", &plan.addrs[0]]).expect("created");
-    (0..3).for_each(|player| append(player, &plan.addrs[player]));
-    let (formed_of, cluster) = (plan.list(), init(&plan.addrs[0]).expect("formed")["cluster_id"].clone());
-    nodes[2].take().expect("runs").kill9();
-    (3..6).for_each(|player| append(player, &plan.addrs[player % 2]));
-    plan.addrs[2] = support::free_addresses(1).remove(0);
-    nodes[2] = Some(plan.launch_to_join(2, &formed_of).wait());
-    wait_until_all_are_found(&plan.addrs);
-    append(6, &plan.addrs[2]);
-    assert!(nodes.iter().flatten().all(|node| count(node, "g").as_deref() == Ok("7")));
+    let mut nodes = Nodes::formed(3);
+    galoo(&["game", "create", "g", "--shards", "3", "--addr", &nodes.grpc(0)]).expect("created");
+    (0..3).for_each(|player| append(player, &nodes.grpc(player)));
+    let (formed_of, cluster) = (nodes.addresses(), init(&nodes.grpc(0)).expect("formed")["cluster_id"].clone());
+    nodes.kill9(2);
+    (3..6).for_each(|player| append(player, &nodes.grpc(player % 2)));
+    nodes.relocate(2).expect("free ports");
+    nodes.launch_to_join(2, &formed_of);
+    done(nodes.ready(2));
+    wait_until_all_are_found(&nodes.addrs());
+    append(6, &nodes.grpc(2));
+    assert!((0..3).all(|node| nodes.events(node, "g").as_deref() == Ok("7")));
 
-    nodes.iter_mut().for_each(|node| node.take().expect("runs").kill9());
-    plan.addrs = support::free_addresses(3);
-    nodes = plan.launch_all().into_iter().map(|node| Some(node.wait())).collect();
-    wait_until_all_are_found(&plan.addrs);
-    append(7, &plan.addrs[1]);
-    for node in nodes.iter().flatten() {
-        assert_eq!(wait_until("SQL is answered", || count(node, "g").ok()), "8");
+    done(nodes.kill(&[0, 1, 2]));
+    (0..3).for_each(|node| nodes.relocate(node).expect("free ports"));
+    done(nodes.start_again(&[0, 1, 2]));
+    wait_until_all_are_found(&nodes.addrs());
+    append(7, &nodes.grpc(1));
+    for node in 0..3 {
+        assert_eq!(wait_until("SQL is answered", || nodes.events(node, "g").ok()), "8");
     }
-    let formed = init(&plan.addrs[0]).expect("formed");
+    let formed = init(&nodes.grpc(0)).expect("formed");
     assert_eq!((&formed["cluster_id"], &formed["formed"]), (&cluster, &Value::from(false)));
     let told: Vec<_> = rows(&formed, "nodes").map(|node| node["addr"].as_str().expect("an address")).collect();
-    assert_eq!(told, plan.addrs);
+    assert_eq!(told, nodes.addrs());
 }
 
 /// Players are read and written at any node; a read of a whole game names the node that holds all of it, if there is one.
 #[test]
 fn games_are_served_by_nodes_that_do_not_hold_them() {
-    let plan = Plan::new(5);
-    let mut nodes = plan.form();
+    let mut nodes = Nodes::formed(5);
+    let addrs = nodes.addrs();
     let create = |game: &str, shards: &str, replicas: &str| {
-        galoo(&["game", "create", game, "--shards", shards, "--replicas", replicas, "--addr", &plan.addrs[4]])
+        galoo(&["game", "create", game, "--shards", shards, "--replicas", replicas, "--addr", &addrs[4]])
     };
     let (code, said) = create("all", "1", "7").expect_err("refused");
     assert!(code == Some(3) && said.contains("1, 3 or 5"), "{said}");
     for (game, shards, replicas) in [("one", "5", "1"), ("three", "1", "3")] {
         create(game, shards, replicas).expect("created");
-        for (node, addr) in plan.addrs.iter().enumerate() {
+        for (node, addr) in addrs.iter().enumerate() {
             let player = format!("p{node}");
             for player in [player.as_str(), "ann"] {
                 galoo(&["append", player, "login", "--game", game, "--addr", addr]).expect("stored");
             }
             galoo(&["put", &player, "s:gold", "7", "--game", game, "--addr", addr]).expect("put");
-            let next = &plan.addrs[(node + 1) % 5];
+            let next = &addrs[(node + 1) % 5];
             assert_eq!(galoo(&["get", &player, "s:gold", "--game", game, "--addr", next]).expect("gets")["value"], 7);
         }
-        for addr in &plan.addrs {
+        for addr in &addrs {
             let scanned = support::galoo(&["scan", "--game", game, "--player", "ann", "--json", "--addr", addr]);
             assert_eq!(String::from_utf8_lossy(&scanned.stdout).lines().count(), 5, "{scanned:?}");
         }
     }
     let held = |game: &str| {
-        let status = status(&plan.addrs[0]);
+        let status = status(&addrs[0]);
         let of = |shard: &Value| shard["voters"].as_array().expect("voters").clone();
         rows(&status, "shards").filter(|shard| shard["game"] == game).map(of).collect::<Vec<_>>()
     };
     assert!(held("one").iter().all(|voters| voters.len() == 1) && held("one").len() == 5);
     let holders: Vec<_> = held("three")[0].iter().map(|node| node.as_u64().expect("a number") as usize - 1).collect();
-    for (place, node) in nodes.iter().flatten().enumerate() {
-        let checksum = galoo(&["checksum", "--game", "three", "--addr", &plan.addrs[place]]);
-        if holders.contains(&place) {
-            assert_eq!(count(node, "three").as_deref(), Ok("10"));
+    for (node, addr) in addrs.iter().enumerate() {
+        let checksum = galoo(&["checksum", "--game", "three", "--addr", addr]);
+        if holders.contains(&node) {
+            assert_eq!(nodes.events(node, "three").as_deref(), Ok("10"));
             assert_eq!(checksum.expect("a sum")[0]["events"], 10);
         } else {
-            let names_one = |said: &str| holders.iter().any(|holder| said.contains(&plan.addrs[*holder]));
-            assert!(count(node, "three").is_err_and(|said| names_one(&said)));
+            let names_one = |said: &str| holders.iter().any(|holder| said.contains(&addrs[*holder]));
+            assert!(nodes.events(node, "three").is_err_and(|said| names_one(&said)));
             assert!(checksum.is_err_and(|(code, said)| code == Some(3) && names_one(&said)));
         }
-        assert!(count(node, "one").is_err_and(|said| said.contains("no node has every shard")));
+        assert!(nodes.events(node, "one").is_err_and(|said| said.contains("no node has every shard")));
     }
 
     // Without the leader the others of its group go on, for whoever asks whom.
-    let leader = leader_of("three", &plan.addrs[0]);
+    let leader = leader_of("three", &addrs[0]);
     let elsewhere = (0..5).find(|node| !holders.contains(node)).expect("a node without it");
-    nodes[leader].take().expect("runs").kill9();
-    galoo(&["append", "ann", "logout", "--game", "three", "--addr", &plan.addrs[elsewhere]]).expect("stored");
-    nodes[leader] = Some(plan.launch(leader).wait());
-    let node = nodes[leader].as_ref().expect("runs");
-    assert_eq!(count(node, "three").as_deref(), Ok("11"));
+    nodes.kill9(leader);
+    galoo(&["append", "ann", "logout", "--game", "three", "--addr", &addrs[elsewhere]]).expect("stored");
+    nodes.restart(leader);
+    assert_eq!(nodes.events(leader, "three").as_deref(), Ok("11"));
     for game in ["one", "three"] {
-        galoo(&["game", "drop", game, "--addr", &plan.addrs[elsewhere]]).expect("dropped");
+        galoo(&["game", "drop", game, "--addr", &addrs[elsewhere]]).expect("dropped");
     }
     wait_until("no node knows a game", || {
-        plan.addrs.iter().all(|addr| galoo(&["game", "list", "--addr", addr]) == Ok(Value::Array(vec![]))).then_some(())
+        addrs.iter().all(|addr| galoo(&["game", "list", "--addr", addr]) == Ok(Value::Array(vec![]))).then_some(())
     });
     // A name is free again, and nothing of the old game is in the new one.
     create("three", "1", "3").expect("created");
-    assert_eq!(galoo(&["get", "p1", "s:gold", "--game", "three", "--addr", &plan.addrs[0]]), Ok(Value::Null));
+    assert_eq!(galoo(&["get", "p1", "s:gold", "--game", "three", "--addr", &addrs[0]]), Ok(Value::Null));
 }
 
 /// Rollups, and event types that each one names: more log of the meta group than is kept for a node that is away.
-const ROLLUPS: usize = 40;
-const EVENT_TYPES: usize = 600;
+const ROLLUPS: usize = 20;
+const EVENT_TYPES: usize = 1_200;
 
 /// A node that was away while games and rollups came and went, and the log of that was cut, pulls what is left of them.
 #[test]
 fn a_node_that_missed_many_changes_of_games_hears_of_them_from_a_snapshot() {
-    let plan = Plan::new(3);
-    let mut nodes = plan.form();
-    let addr = &plan.addrs[0];
+    let mut nodes = Nodes::formed(3);
+    let addrs = nodes.addrs();
+    let addr = &addrs[0];
     let create = |name: &str| {
         galoo(&["game", "create", name, "--shards", "1", "--replicas", "1", "--addr", addr]).expect("created")
     };
     let known = |node: usize| {
-        let games = galoo(&["game", "list", "--addr", &plan.addrs[node]]).unwrap_or_default();
+        let games = galoo(&["game", "list", "--addr", &addrs[node]]).unwrap_or_default();
         let names = games.as_array().into_iter().flatten().filter_map(|game| game["name"].as_str());
         names.map(str::to_owned).collect::<Vec<_>>()
     };
@@ -144,12 +147,12 @@ fn a_node_that_missed_many_changes_of_games_hears_of_them_from_a_snapshot() {
          GROUP BY 1",
         types.join(", ")
     );
-    let pg = nodes[0].as_ref().expect("runs").pg().port();
+    let pg = nodes.pg(0);
     ["a", "b", "g"].iter().for_each(|name| _ = create(name));
     append(0, addr);
     // How soon the log is cut is the compactor's business.
     wait_until("a snapshot was needed", || {
-        nodes[2].take().expect("runs").kill9();
+        nodes.kill9(2);
         for rollup in 0..ROLLUPS {
             let made = format!("CREATE ROLLUP r{rollup} AS {select}");
             support::psql(pg, "g", &made).expect("made");
@@ -157,9 +160,9 @@ fn a_node_that_missed_many_changes_of_games_hears_of_them_from_a_snapshot() {
         }
         galoo(&["game", "drop", "a", "--addr", addr]).expect("dropped");
         create("c");
-        nodes[2] = Some(plan.launch(2).wait());
+        nodes.restart(2);
         wait_until("the node knows the games", || (known(2) == ["b", "c", "g"]).then_some(()));
-        let log = plan.log(2);
+        let log = nodes.log(2);
         let of_meta = |words: &str| log.lines().any(|line| line.contains(words) && line.contains("group=group 1 "));
         let pulled = of_meta("pulled a snapshot") && of_meta("goes on from a snapshot");
         galoo(&["game", "drop", "c", "--addr", addr]).expect("dropped");
@@ -167,9 +170,9 @@ fn a_node_that_missed_many_changes_of_games_hears_of_them_from_a_snapshot() {
         pulled.then_some(())
     });
     // It takes part in what comes, and is whole on disk too.
-    nodes[1].take().expect("runs").kill9();
+    nodes.kill9(1);
     create("d");
-    nodes[2].take().expect("runs").kill9();
-    nodes[2] = Some(plan.launch(2).wait());
+    nodes.kill9(2);
+    nodes.restart(2);
     wait_until("the node knows the games", || (known(2) == ["a", "b", "d", "g"]).then_some(()));
 }

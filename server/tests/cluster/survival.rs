@@ -9,8 +9,8 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    Plan, galoo, leader_of, rows, status,
-    support::{self, Server},
+    Nodes, galoo, leader_of, rows, status,
+    support::{self, done},
     wait_until,
 };
 
@@ -67,99 +67,95 @@ fn replicas(addr: &str) -> Vec<(u64, u64, String)> {
 }
 
 /// How many events there are, and the gold in them.
-fn totals(server: &Server) -> Result<(String, String), String> {
-    let rows = support::psql(server.pg().port(), "g", "select count(*), sum(gold) from events")?;
+fn totals(nodes: &Nodes, node: usize) -> Result<(String, String), String> {
+    let rows = support::psql(nodes.pg(node), "g", "select count(*), sum(gold) from events")?;
     Ok((rows[0][0].clone().unwrap_or_default(), rows[0][1].clone().unwrap_or_default()))
 }
 
 #[test]
 fn an_import_survives_the_death_of_every_node_in_turn() {
-    let plan = Plan::new(3);
-    let mut nodes = plan.form();
-    let events = plan.folder.path().join("events.ndjson");
+    let mut nodes = Nodes::formed(3);
+    let addrs = nodes.addrs();
+    let events = nodes.folder.path().join("events.ndjson");
     write_events(&events, LINES);
-    let created = galoo(&["game", "create", "g", "--shards", "3", "--replicas", "3", "--addr", &plan.addrs[1]]);
+    let created = galoo(&["game", "create", "g", "--shards", "3", "--replicas", "3", "--addr", &addrs[1]]);
     assert_eq!(created.expect("created")["replicas"], 3);
 
     // Each node is killed once while the import runs; the next one dies when it is back.
-    let running = import(&plan.list(), &events);
-    let mut victim = leader(&plan.addrs[0]);
+    let running = import(&nodes.addresses(), &events);
+    let mut victim = leader(&addrs[0]);
     for part in [6, 3, 2] {
-        let witness = &plan.addrs[(victim + 1) % 3];
+        let witness = &addrs[(victim + 1) % 3];
         wait_until("events are stored", || (stored(witness) >= LINES / part).then_some(()));
-        nodes[victim].take().expect("runs").kill9();
-        nodes[victim] = Some(plan.launch(victim).wait());
+        nodes.kill9(victim);
+        nodes.restart(victim);
         victim = (victim + 1) % 3;
     }
     assert_eq!(report(running)["lines"], LINES);
-    let again = report(import(&plan.addrs[2], &events));
+    let again = report(import(&addrs[2], &events));
     assert_eq!((again["events_stored"].as_u64(), again["duplicates"].as_u64()), (Some(0), Some(LINES)));
 
     // Every node answers all of it, whoever leads.
     let text = fs::read_to_string(&events).expect("reads");
     let gold = |line: &str| serde_json::from_str::<Value>(line).expect("JSON")["gold"].as_u64().expect("gold");
     let expected = (LINES.to_string(), text.lines().map(gold).sum::<u64>().to_string());
-    for node in nodes.iter().flatten() {
-        assert_eq!(totals(node).as_ref(), Ok(&expected));
+    for node in 0..3 {
+        assert_eq!(totals(&nodes, node).as_ref(), Ok(&expected));
     }
     let value =
         |addr: &str| galoo(&["get", "ann", "s:gold", "--game", "g", "--addr", addr]).expect("gets")["value"].clone();
-    for (at, addr) in plan.addrs.iter().enumerate() {
+    for (at, addr) in addrs.iter().enumerate() {
         galoo(&["put", "ann", "s:gold", "--increment", "5", "--game", "g", "--addr", addr]).expect("puts");
-        assert_eq!(value(&plan.addrs[(at + 1) % 3]), 5 * (at + 1), "a read at another node sees the write");
+        assert_eq!(value(&addrs[(at + 1) % 3]), 5 * (at + 1), "a read at another node sees the write");
     }
 
     // Replicas that applied the same hold the same.
     wait_until("replicas agree", || {
-        let all: Vec<_> = plan.addrs.iter().map(|addr| replicas(addr)).collect();
+        let all: Vec<_> = addrs.iter().map(|addr| replicas(addr)).collect();
         let applied = |of: &[(u64, u64, String)]| of.iter().map(|(shard, at, _)| (*shard, *at)).collect::<Vec<_>>();
         let same = all.iter().all(|one| one.len() == 3 && applied(one) == applied(&all[0]));
         same.then(|| assert!(all.iter().all(|one| *one == all[0]), "replicas differ: {all:?}"))
     });
 
-    // All die at once, and come back one after the other on other ports for SQL.
-    nodes.iter_mut().for_each(|node| node.take().expect("runs").kill9());
-    nodes = plan.launch_all().into_iter().map(|node| Some(node.wait())).collect();
-    for node in nodes.iter().flatten() {
-        assert_eq!(wait_until("SQL is answered", || totals(node).ok()), expected);
+    // All die at once, and come back.
+    done(nodes.kill(&[0, 1, 2]));
+    done(nodes.start_again(&[0, 1, 2]));
+    for node in 0..3 {
+        assert_eq!(wait_until("SQL is answered", || totals(&nodes, node).ok()), expected);
     }
-    for node in nodes.into_iter().flatten() {
-        assert!(node.stop().success());
+    for node in 0..3 {
+        assert!(done(nodes.stop(node)).success());
     }
 }
 
 /// A node that was away while the others cut their logs pulls their state.
 #[test]
 fn a_node_that_was_long_away_catches_up_from_a_snapshot() {
-    let plan = Plan::new(3);
-    let mut nodes = plan.form();
-    let events = plan.folder.path().join("events.ndjson");
+    let mut nodes = Nodes::formed(3);
+    let addrs = nodes.addrs();
+    let events = nodes.folder.path().join("events.ndjson");
     write_events(&events, 4 * LINES);
-    galoo(&["game", "create", "g", "--shards", "1", "--replicas", "3", "--addr", &plan.addrs[0]]).expect("created");
+    galoo(&["game", "create", "g", "--shards", "1", "--replicas", "3", "--addr", &addrs[0]]).expect("created");
     wait_until("replicas agree", || {
-        replicas(&plan.addrs[0])
-            .first()
-            .filter(|one| plan.addrs.iter().all(|addr| replicas(addr).contains(one)))
-            .map(|_| ())
+        replicas(&addrs[0]).first().filter(|one| addrs.iter().all(|addr| replicas(addr).contains(one))).map(|_| ())
     });
-    let away = (leader_of("g", &plan.addrs[0]) + 1) % 3;
-    nodes[away].take().expect("runs").kill9();
+    let away = (leader_of("g", &addrs[0]) + 1) % 3;
+    nodes.kill9(away);
     let (one, other) = ((away + 1) % 3, (away + 2) % 3);
-    let others = format!("{},{}", plan.addrs[one], plan.addrs[other]);
+    let others = format!("{},{}", addrs[one], addrs[other]);
     assert_eq!(report(import(&others, &events))["events_stored"], 4 * LINES);
-    nodes[away] = Some(plan.launch(away).wait());
+    nodes.restart(away);
     wait_until("the replica has everything", || {
-        let all: Vec<_> = plan.addrs.iter().map(|addr| replicas(addr)).collect();
+        let all: Vec<_> = addrs.iter().map(|addr| replicas(addr)).collect();
         (all[away].len() == 1 && all.iter().all(|replica| *replica == all[0])).then_some(())
     });
-    let log = plan.log(away);
+    let log = nodes.log(away);
     assert!(log.contains("pulled a snapshot") && log.contains("goes on from a snapshot"), "it needed no snapshot");
-    let expected = totals(nodes[one].as_ref().expect("runs")).expect("answers");
-    let last = nodes[away].as_ref().expect("runs");
-    assert_eq!(wait_until("SQL is answered", || totals(last).ok()), expected);
+    let expected = totals(&nodes, one).expect("answers");
+    assert_eq!(wait_until("SQL is answered", || totals(&nodes, away).ok()), expected);
     // It is whole on disk too.
-    nodes[away].take().expect("runs").kill9();
-    let last = plan.launch(away).wait();
-    assert_eq!(wait_until("SQL is answered", || totals(&last).ok()), expected);
-    assert!(last.stop().success());
+    nodes.kill9(away);
+    nodes.restart(away);
+    assert_eq!(wait_until("SQL is answered", || totals(&nodes, away).ok()), expected);
+    assert!(done(nodes.stop(away)).success());
 }

@@ -1,0 +1,196 @@
+//! One process: started with its error output in a log, listened to, ended.
+
+use std::{
+    fs::File,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    sync::mpsc,
+};
+
+/// A process that says nothing for so long after its start has failed; recovery of a test's data is far quicker.
+const SAY_MAX: Duration = Duration::from_secs(120);
+/// A process that lives on so long after it was asked to end has failed.
+const STOP_MAX: Duration = Duration::from_secs(30);
+/// A killed process is gone after this, or never.
+const KILL_MAX: Duration = Duration::from_secs(30);
+/// A node says two lines; what a process says beyond so many that nobody reads is dropped.
+const LINES_MAX: usize = 16;
+/// The end of a log that an error shows.
+const LOG_SHOWN_BYTES_MAX: usize = 16 << 10;
+
+/// Finds addresses of this machine that nobody listens on, all different.
+///
+/// Another process may take one before it is used: a node that others are to join cannot let the system choose.
+pub fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
+    // All at once, so that they differ.
+    let listeners: std::io::Result<Vec<_>> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
+    let addresses = listeners?.iter().map(TcpListener::local_addr).collect::<std::io::Result<_>>();
+    addresses.context("no free port")
+}
+
+/// A child process. Dropping it kills it and waits until it is gone; on a panic its log is shown.
+pub struct Process {
+    child: Child,
+    id: u32,
+    /// What it says on its standard output.
+    lines: mpsc::Receiver<String>,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts a command; what it writes to its standard error is appended to `log`.
+    ///
+    /// Its lines are read on the Tokio runtime that this is called in.
+    pub fn start(mut command: Command, log: &Path) -> Result<Self> {
+        let file = File::options().create(true).append(true).open(log).context("a process's log")?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
+        let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        let id = child.id().context("a process without an id")?;
+        let stdout = child.stdout.take().context("a process's output")?;
+        let (sender, lines) = mpsc::channel(LINES_MAX);
+        tokio::spawn(async move {
+            let mut from = BufReader::new(stdout).lines();
+            while let Ok(Some(line)) = from.next_line().await {
+                let _ = sender.try_send(line);
+            }
+        });
+        Ok(Self { child, id, lines, log: log.to_owned() })
+    }
+
+    /// Its number in the system.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Waits until it says a line that begins so, and returns the line.
+    pub async fn says(&mut self, begin: &str) -> Result<String> {
+        let said = async {
+            while let Some(line) = self.lines.recv().await {
+                if line.starts_with(begin) {
+                    return Some(line);
+                }
+            }
+            None
+        };
+        match tokio::time::timeout(SAY_MAX, said).await {
+            Ok(Some(line)) => Ok(line),
+            Ok(None) => bail!("process {} ended and did not say {begin:?}; {}", self.id, self.end_of_log()),
+            Err(_) => bail!("process {} did not say {begin:?} in {SAY_MAX:?}; {}", self.id, self.end_of_log()),
+        }
+    }
+
+    /// Fails when it has ended by itself.
+    pub fn runs(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            Some(status) => bail!("process {} ended by itself: {status}; {}", self.id, self.end_of_log()),
+            None => Ok(()),
+        }
+    }
+
+    /// Kills it as `kill -9` does; [`Process::gone`] tells when it is gone.
+    pub fn kill(&mut self) -> Result<()> {
+        self.runs()?;
+        self.child.start_kill().context("cannot kill a process")
+    }
+
+    /// Waits until it has ended.
+    pub async fn gone(mut self) -> Result<ExitStatus> {
+        let ended = tokio::time::timeout(KILL_MAX, self.child.wait()).await;
+        Ok(ended.with_context(|| format!("process {} does not end", self.id))??)
+    }
+
+    /// Asks it to end (SIGTERM), and returns how it did.
+    pub async fn stop(mut self) -> Result<ExitStatus> {
+        self.runs()?;
+        // The system's command: the standard library sends no signal but SIGKILL.
+        let mut kill = Command::new("kill");
+        let sent = kill.arg("-TERM").arg(self.id.to_string()).status().await.context("cannot run kill")?;
+        if !sent.success() {
+            bail!("kill -TERM {}: {sent}", self.id);
+        }
+        let ended = tokio::time::timeout(STOP_MAX, self.child.wait()).await;
+        Ok(ended.with_context(|| format!("process {} lives {STOP_MAX:?} after SIGTERM", self.id))??)
+    }
+
+    /// The end of its log, for a person to read.
+    pub fn end_of_log(&self) -> String {
+        end_of(&self.log)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // One that has ended already is what is wanted. Its folder may be removed next: it must be gone, and nothing
+        // can be awaited here.
+        let _ = self.child.start_kill();
+        let since = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && since.elapsed() < KILL_MAX {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if std::thread::panicking() {
+            eprintln!("--- process {}: {}", self.id, self.end_of_log());
+        }
+    }
+}
+
+/// The end of a log under its name.
+pub(crate) fn end_of(log: &Path) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let end = String::from_utf8_lossy(&text[text.len().saturating_sub(LOG_SHOWN_BYTES_MAX)..]).into_owned();
+    format!("{} ends:\n{end}", log.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, log: &Path) -> Process {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Process::start(command, log).expect("starts")
+    }
+
+    fn exists(id: u32) -> bool {
+        Path::new("/proc").join(id.to_string()).exists()
+    }
+
+    #[tokio::test]
+    async fn a_process_is_heard_and_ends_with_its_handle() {
+        let folder = tempfile::tempdir().expect("folder");
+        let log = folder.path().join("log");
+        let mut process = shell("echo wrong >&2; echo one; echo two 2; exec sleep 1000", &log);
+        assert_eq!(process.says("two").await.expect("says it"), "two 2");
+        let id = process.id();
+        process.runs().expect("runs");
+        assert!(exists(id));
+        drop(process);
+        assert!(!exists(id));
+
+        let mut ended = shell("echo broken >&2; exit 3", &log);
+        let error = ended.says("ready").await.expect_err("says nothing").to_string();
+        assert!(error.contains("did not say \"ready\"") && error.contains("broken"), "{error}");
+        assert!(ended.gone().await.expect("ends").code() == Some(3));
+    }
+
+    #[tokio::test]
+    async fn a_process_is_asked_to_end_or_killed() {
+        let folder = tempfile::tempdir().expect("folder");
+        let log = folder.path().join("log");
+        let script = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done";
+        let mut polite = shell(script, &log);
+        polite.says("ready").await.expect("runs");
+        assert!(polite.stop().await.expect("ends").success());
+        let mut killed = shell(script, &log);
+        killed.says("ready").await.expect("runs");
+        killed.kill().expect("kills");
+        assert!(!killed.gone().await.expect("ends").success());
+    }
+}
