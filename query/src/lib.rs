@@ -26,7 +26,7 @@ use datafusion::{
 };
 use galoo_proto::rollup::Rollup;
 use galoo_storage::{
-    rollup::{Definition, read::PartialCache},
+    rollup::{Definition, cache::RollupCache},
     view::View,
 };
 
@@ -54,8 +54,8 @@ impl Default for Options {
 pub struct Engine {
     runtime: Arc<RuntimeEnv>,
     options: Options,
-    /// Of what rollups do not cover yet.
-    partials: Arc<PartialCache>,
+    /// What reads of rollups leave for the next ones.
+    cache: Arc<RollupCache>,
 }
 
 impl Engine {
@@ -64,7 +64,7 @@ impl Engine {
         let consumers = NonZeroUsize::new(5).unwrap_or(NonZeroUsize::MIN);
         let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory_bytes_max), consumers);
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?;
-        Ok(Self { runtime, options, partials: Arc::default() })
+        Ok(Self { runtime, options, cache: Arc::default() })
     }
 
     /// Makes a session whose catalog is the game, over one cut of its shards. Without views the catalog is empty.
@@ -83,7 +83,7 @@ impl Engine {
             schema.register_table("state".to_owned(), Arc::new(StateTable::cells(views.clone())))?;
             schema.register_table("players".to_owned(), Arc::new(StateTable::players(views.clone())?))?;
             for definition in definitions(&views).map_err(external)? {
-                let table = RollupTable::new(views.clone(), definition.clone(), self.partials.clone());
+                let table = RollupTable::new(views.clone(), definition.clone(), self.cache.clone());
                 schema.register_table(definition.name.clone(), Arc::new(table))?;
             }
         }

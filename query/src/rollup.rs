@@ -2,30 +2,29 @@
 
 pub mod define;
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use arrow::{
     array::{ArrayRef, BooleanBuilder, Float64Builder, Int64Builder, StringViewBuilder, TimestampMillisecondBuilder},
+    compute::SortOptions,
     datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
-    record_batch::RecordBatch,
+    record_batch::{RecordBatch, RecordBatchOptions},
 };
 use async_trait::async_trait;
 use datafusion::{
     catalog::{Session, TableProvider},
     error::Result,
     logical_expr::{Expr, TableProviderFilterPushDown, TableType},
+    physical_expr::{LexOrdering, PhysicalSortExpr, expressions::Column},
     physical_plan::{
         ExecutionPlan,
         streaming::{PartitionStream, StreamingTableExec},
     },
 };
 use galoo_storage::{
-    properties::ColumnType,
     rollup::{
-        Aggregate, Definition, Operand, Shown,
-        accumulator::Number,
-        cell::GroupValue,
-        read::{PartialCache, RollupRow, RollupRows},
+        Aggregate, Definition, Operand, Shown, accumulator::Number, cache::RollupCache, cell::GroupValue,
+        read::RollupRows,
     },
     view::View,
 };
@@ -40,7 +39,7 @@ const BATCH_ROWS: usize = 8_192;
 pub struct RollupTable {
     views: Arc<[View]>,
     definition: Arc<Definition>,
-    partials: Arc<PartialCache>,
+    cache: Arc<RollupCache>,
     schema: SchemaRef,
 }
 
@@ -66,7 +65,7 @@ fn aggregate_type(aggregate: &Aggregate) -> DataType {
 
 impl RollupTable {
     /// Makes the table of a rollup.
-    pub fn new(views: Arc<[View]>, definition: Arc<Definition>, partials: Arc<PartialCache>) -> Self {
+    pub fn new(views: Arc<[View]>, definition: Arc<Definition>, cache: Arc<RollupCache>) -> Self {
         let field = |(name, shown): &(String, Shown)| match shown {
             Shown::Bucket => Field::new(name, TIME, false),
             Shown::Group(place) => {
@@ -80,100 +79,137 @@ impl RollupTable {
             }
         };
         let schema = Arc::new(Schema::new(definition.columns.iter().map(field).collect::<Vec<_>>()));
-        Self { views, definition, partials, schema }
+        Self { views, definition, cache, schema }
+    }
+
+    /// The order in which rows come: by bucket and groups, as far as the columns that are wanted show them. If the player is
+    /// one of the groups they come by player first, of which no column shows the order.
+    fn ordering(&self, shown: &[Shown], schema: &Schema) -> Option<LexOrdering> {
+        if self.definition.groups_by_player() {
+            return None;
+        }
+        let groups = (0..self.definition.groups.len()).map(Shown::Group);
+        let wanted = std::iter::once(Shown::Bucket).chain(groups);
+        let places = wanted.map_while(|wanted| shown.iter().position(|shown| *shown == wanted));
+        let options = SortOptions { descending: false, nulls_first: true };
+        let column = |place: usize| Arc::new(Column::new(schema.field(place).name(), place));
+        LexOrdering::new(places.map(|place| PhysicalSortExpr::new(column(place), options)))
     }
 
     fn bucket_column(&self) -> &str {
         let shown = self.definition.columns.iter().find(|(_, shown)| *shown == Shown::Bucket);
         shown.map_or("", |(name, _)| name)
     }
-
-    fn batches(&self, buckets_ms: &Range<i64>) -> galoo_storage::Result<Batches> {
-        let rows = RollupRows::open(&self.views, &self.definition, buckets_ms, &self.partials)?;
-        Ok(Batches { table: self.clone(), rows })
-    }
-
-    fn batch(&self, rows: &[RollupRow]) -> galoo_storage::Result<RecordBatch> {
-        let columns = self.definition.columns.iter().map(|(_, shown)| match *shown {
-            Shown::Bucket => {
-                let mut buckets = TimestampMillisecondBuilder::with_capacity(rows.len());
-                rows.iter().for_each(|row| buckets.append_value(row.bucket_ms));
-                Ok(Arc::new(buckets.finish()) as ArrayRef)
-            }
-            Shown::Group(place) => Ok(group_column(&self.definition.groups[place], rows, place)),
-            Shown::Aggregate(place) => aggregate_column(&self.definition.aggregates[place], rows, place),
-        });
-        let columns = columns.collect::<galoo_storage::Result<Vec<_>>>()?;
-        Ok(RecordBatch::try_new(self.schema.clone(), columns)?)
-    }
 }
 
+/// Rows of a read, batch by batch: of the columns that are wanted.
 struct Batches {
-    table: RollupTable,
+    definition: Arc<Definition>,
+    /// The wanted columns.
+    shown: Vec<Shown>,
+    schema: SchemaRef,
     rows: RollupRows,
+}
+
+impl Batches {
+    fn next_batch(&mut self) -> galoo_storage::Result<Option<RecordBatch>> {
+        let mut columns: Vec<_> = self.shown.iter().map(|shown| Builder::new(&self.definition, *shown)).collect();
+        let needs_groups = self.shown.iter().any(|shown| matches!(shown, Shown::Group(_)));
+        let mut count = 0;
+        while count < BATCH_ROWS
+            && let Some(row) = self.rows.next()?
+        {
+            let groups = if needs_groups { row.groups()? } else { Vec::new() };
+            for (column, shown) in columns.iter_mut().zip(&self.shown) {
+                match shown {
+                    Shown::Bucket => column.append_int(Some(row.bucket_ms()?)),
+                    Shown::Group(place) => column.append_group(&groups[*place]),
+                    Shown::Aggregate(place) => {
+                        let value = row.cell.0[*place].value(&self.definition.aggregates[*place]);
+                        column.append_number(value.map_err(galoo_storage::Error::SumTooLarge)?);
+                    }
+                }
+            }
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(None);
+        }
+        let columns = columns.iter_mut().map(Builder::finish).collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(count));
+        Ok(Some(RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)?))
+    }
 }
 
 impl Iterator for Batches {
     type Item = galoo_storage::Result<RecordBatch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.rows.by_ref().take(BATCH_ROWS).collect::<galoo_storage::Result<Vec<_>>>() {
-            Ok(rows) if rows.is_empty() => None,
-            Ok(rows) => Some(self.table.batch(&rows)),
-            Err(error) => Some(Err(error)),
-        }
+        self.next_batch().transpose()
     }
 }
 
-fn group_column(group: &Operand, rows: &[RollupRow], place: usize) -> ArrayRef {
-    let values = rows.iter().map(|row| &row.groups[place]);
-    match group.column_type() {
-        Some(ColumnType::Bool) => {
-            let mut column = BooleanBuilder::with_capacity(rows.len());
-            values.for_each(|value| {
-                column.append_option(if let GroupValue::Bool(value) = value { Some(*value) } else { None })
-            });
-            Arc::new(column.finish())
-        }
-        Some(ColumnType::Int) => {
-            let mut column = Int64Builder::with_capacity(rows.len());
-            values.for_each(|value| {
-                column.append_option(if let GroupValue::Int(value) = value { Some(*value) } else { None })
-            });
-            Arc::new(column.finish())
-        }
-        _ => {
-            let mut column = StringViewBuilder::with_capacity(rows.len());
-            values.for_each(|value| {
-                column.append_option(if let GroupValue::Text(value) = value { Some(value) } else { None })
-            });
-            Arc::new(column.finish())
-        }
-    }
+/// A column that is being filled; what does not have its type is null.
+enum Builder {
+    Time(TimestampMillisecondBuilder),
+    Int(Int64Builder),
+    Float(Float64Builder),
+    Bool(BooleanBuilder),
+    Text(StringViewBuilder),
 }
 
-fn aggregate_column(aggregate: &Aggregate, rows: &[RollupRow], place: usize) -> galoo_storage::Result<ArrayRef> {
-    let values = rows.iter().map(|row| row.cell.0[place].value(aggregate));
-    let values = values.collect::<Result<Vec<_>, _>>().map_err(galoo_storage::Error::SumTooLarge)?;
-    let ints = values.iter().map(|value| if let Number::Int(value) = value { Some(*value) } else { None });
-    Ok(match aggregate_type(aggregate) {
-        DataType::Float64 => {
-            let floats = values.iter().map(|value| if let Number::Float(value) = value { Some(*value) } else { None });
-            let mut column = Float64Builder::with_capacity(rows.len());
-            floats.for_each(|value| column.append_option(value));
-            Arc::new(column.finish())
+impl Builder {
+    fn new(definition: &Definition, shown: Shown) -> Self {
+        let data_type = match shown {
+            Shown::Bucket => TIME,
+            Shown::Group(place) => operand_type(&definition.groups[place]),
+            Shown::Aggregate(place) => aggregate_type(&definition.aggregates[place]),
+        };
+        match data_type {
+            DataType::Timestamp(..) => Self::Time(TimestampMillisecondBuilder::new()),
+            DataType::Int64 => Self::Int(Int64Builder::new()),
+            DataType::Float64 => Self::Float(Float64Builder::new()),
+            DataType::Boolean => Self::Bool(BooleanBuilder::new()),
+            _ => Self::Text(StringViewBuilder::new()),
         }
-        DataType::Timestamp(..) => {
-            let mut column = TimestampMillisecondBuilder::with_capacity(rows.len());
-            ints.for_each(|value| column.append_option(value));
-            Arc::new(column.finish())
+    }
+
+    fn append_int(&mut self, value: Option<i64>) {
+        match self {
+            Self::Time(column) => column.append_option(value),
+            Self::Int(column) => column.append_option(value),
+            Self::Float(column) => column.append_null(),
+            Self::Bool(column) => column.append_null(),
+            Self::Text(column) => column.append_null(),
         }
-        _ => {
-            let mut column = Int64Builder::with_capacity(rows.len());
-            ints.for_each(|value| column.append_option(value));
-            Arc::new(column.finish())
+    }
+
+    fn append_group(&mut self, value: &GroupValue<'_>) {
+        match (self, value) {
+            (Self::Bool(column), GroupValue::Bool(value)) => column.append_value(*value),
+            (Self::Text(column), GroupValue::Text(value)) => column.append_value(value),
+            (column, GroupValue::Int(value)) => column.append_int(Some(*value)),
+            (column, _) => column.append_int(None),
         }
-    })
+    }
+
+    fn append_number(&mut self, value: Number) {
+        match (self, value) {
+            (Self::Float(column), Number::Float(value)) => column.append_value(value),
+            (column, Number::Int(value)) => column.append_int(Some(value)),
+            (column, _) => column.append_int(None),
+        }
+    }
+
+    fn finish(&mut self) -> ArrayRef {
+        match self {
+            Self::Time(column) => Arc::new(column.finish()),
+            Self::Int(column) => Arc::new(column.finish()),
+            Self::Float(column) => Arc::new(column.finish()),
+            Self::Bool(column) => Arc::new(column.finish()),
+            Self::Text(column) => Arc::new(column.finish()),
+        }
+    }
 }
 
 #[async_trait]
@@ -200,13 +236,22 @@ impl TableProvider for RollupTable {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let buckets = pushdown::time_range(filters, self.bucket_column());
-        let table = self.clone();
+        let mut shown: Vec<Shown> = self.definition.columns.iter().map(|(_, shown)| *shown).collect();
+        let mut schema = self.schema.clone();
+        if let Some(places) = projection {
+            shown = places.iter().map(|place| shown[*place]).collect();
+            schema = Arc::new(schema.project(places)?);
+        }
+        let ordering = self.ordering(&shown, &schema);
+        let (table, wanted) = (self.clone(), schema.clone());
         let open = move || -> galoo_storage::Result<_> {
-            Ok(Box::new(table.batches(&buckets)?) as Box<dyn Iterator<Item = _> + Send>)
+            let rows = RollupRows::open(&table.views, &table.definition, &buckets, &table.cache)?;
+            let (definition, shown, schema) = (table.definition.clone(), shown.clone(), wanted.clone());
+            Ok(Box::new(Batches { definition, shown, schema, rows }) as Box<dyn Iterator<Item = _> + Send>)
         };
         let name = format!("rollup/{}", self.definition.name);
-        let partition: Arc<dyn PartitionStream> = Arc::new(Partition::new(self.schema.clone(), name, open));
-        let plan = StreamingTableExec::try_new(self.schema.clone(), vec![partition], projection, [], false, limit)?;
+        let partition: Arc<dyn PartitionStream> = Arc::new(Partition::new(schema.clone(), name, open));
+        let plan = StreamingTableExec::try_new(schema, vec![partition], None, ordering, false, limit)?;
         Ok(Arc::new(plan))
     }
 }

@@ -27,7 +27,7 @@
 //!
 //! An event's row is `0x01 | ingest HLC u64 | type length u16 | type | properties (JSON)`.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use galoo_proto::{ChunkId, Hlc, Keyspace, RollupId, SegmentId, Seq, Token, value};
 
@@ -77,24 +77,33 @@ pub(crate) fn push_text(key: &mut Vec<u8>, text: &[u8]) {
 
 /// Reads an escaped text at the front of `bytes` and moves behind it.
 pub(crate) fn take_text(bytes: &mut &[u8]) -> Option<String> {
+    take_text_in_place(bytes).map(Cow::into_owned)
+}
+
+/// Reads an escaped text at the front of `bytes` and moves behind it; one without a zero byte is not copied.
+pub(crate) fn take_text_in_place<'a>(bytes: &mut &'a [u8]) -> Option<Cow<'a, str>> {
+    let (all, mut at) = (*bytes, 0);
     let mut text = Vec::new();
-    let mut at = 0;
     loop {
-        match (*bytes.get(at)?, bytes.get(at + 1)) {
-            (0, Some(1)) => break,
-            (0, Some(0xff)) => {
+        let zero = at + all.get(at..)?.iter().position(|byte| *byte == 0)?;
+        let (piece, then) = (&all[at..zero], all.get(zero + 1)?);
+        at = zero + 2;
+        match then {
+            1 => {
+                *bytes = &all[at..];
+                if text.is_empty() {
+                    return std::str::from_utf8(piece).ok().map(Cow::Borrowed);
+                }
+                text.extend_from_slice(piece);
+                return String::from_utf8(text).ok().map(Cow::Owned);
+            }
+            0xff => {
+                text.extend_from_slice(piece);
                 text.push(0);
-                at += 2;
             }
-            (0, _) => return None,
-            (byte, _) => {
-                text.push(byte);
-                at += 1;
-            }
+            _ => return None,
         }
     }
-    *bytes = &bytes[at + 2..];
-    String::from_utf8(text).ok()
 }
 
 pub(crate) fn take_u64(bytes: &mut &[u8]) -> Option<u64> {

@@ -6,14 +6,17 @@
 //! number says all; a new rollup starts at 0 and is filled from the oldest segment on, and answers rightly meanwhile.
 //!
 //! A read ([`read`]) adds the cells of one snapshot and the partials of what lies behind the mark *in that snapshot*. It is
-//! exact and fresh at any moment, however late an event comes (P4); how far covering is decides only what it costs.
+//! exact and fresh at any moment, however late an event comes (P4); how far covering is decides only what it costs. Cells that
+//! were read once stay merged in memory ([`merged`]) with marks of their own, within a bound in bytes ([`cache`]).
 //! Everything here merges without regard to order. Cells are each replica's own and no part of the shard's checksum.
 
 pub mod accumulator;
+pub mod cache;
 pub mod cell;
 pub mod cover;
 mod distinct;
 mod exact_sum;
+mod merged;
 pub mod partial;
 pub mod read;
 

@@ -182,6 +182,22 @@ impl View {
         Ok(self.sources.get_or_init(|| sources))
     }
 
+    /// Sources with events behind a sequence number, in order of seq.
+    pub(crate) fn sources_behind(&self, seq: Seq) -> Result<Vec<Source>> {
+        match self.state.open {
+            _ if self.state.last_seq <= seq.0 => Ok(Vec::new()),
+            // The records of all other chunks need not be read.
+            Some(open) if open.first_seq <= seq.0 + 1 => Ok(vec![Source::Chunk(open)]),
+            _ => Ok(self.sources()?.iter().filter(|source| source.last_seq() > seq).cloned().collect()),
+        }
+    }
+
+    /// Whether a source will get more events: it is the open chunk.
+    pub(crate) fn grows(&self, source: &Source) -> bool {
+        let open = self.state.open.map_or(0, |open| open.id);
+        matches!(source, Source::Chunk(chunk) if chunk.id == open)
+    }
+
     /// Definitions of the shard's rollups, by id.
     pub fn rollups(&self) -> Result<Vec<Rollup>> {
         let range = key::rollups(self.keyspace);

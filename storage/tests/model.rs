@@ -23,7 +23,6 @@ use galoo_storage::{
     compaction::{build_segment, commit_segment, known_segments},
     engine::{Direction, Engine, memory::MemoryEngine, rocks, rocks::RocksEngine},
     properties,
-    rollup::read::PartialCache,
     segment::SegmentFiles,
     shard::{Checksum, Shard},
     view::{EventFilter, Source, View},
@@ -123,6 +122,7 @@ struct Model {
 }
 
 struct World {
+    keyspace: Keyspace,
     engine: Arc<dyn Engine>,
     memory: Option<MemoryEngine>,
     folder: std::path::PathBuf,
@@ -130,18 +130,28 @@ struct World {
     shard: Shard,
     log: Vec<Vec<u8>>,
     outcomes: Vec<Outcome>,
-    partials: PartialCache,
+    caches: rollups::Caches,
 }
 
-fn open(engine: &Arc<dyn Engine>) -> Shard {
-    Shard::open(engine.clone(), KEYSPACE, ShardId(5), GameId(1), TokenRange::FULL).expect("opens")
+fn open(engine: &Arc<dyn Engine>, keyspace: Keyspace) -> Shard {
+    Shard::open(engine.clone(), keyspace, ShardId(5), GameId(1), TokenRange::FULL).expect("opens")
 }
 
 impl World {
     fn new(folder: &std::path::Path, engine: Arc<dyn Engine>, memory: Option<MemoryEngine>) -> Self {
+        Self::in_keyspace(folder, engine, memory, KEYSPACE)
+    }
+
+    fn in_keyspace(
+        folder: &std::path::Path,
+        engine: Arc<dyn Engine>,
+        memory: Option<MemoryEngine>,
+        keyspace: Keyspace,
+    ) -> Self {
         let files = Arc::new(SegmentFiles::new(folder).expect("folder"));
-        let shard = open(&engine);
+        let shard = open(&engine, keyspace);
         Self {
+            keyspace,
             engine,
             memory,
             folder: folder.to_owned(),
@@ -149,7 +159,7 @@ impl World {
             shard,
             log: vec![],
             outcomes: vec![],
-            partials: PartialCache::default(),
+            caches: rollups::Caches::default(),
         }
     }
 
@@ -163,7 +173,7 @@ impl World {
     }
 
     fn view(&self) -> View {
-        View::open(self.engine.snapshot(), KEYSPACE, self.files.clone()).expect("opens").unwrap_or_else(|| {
+        View::open(self.engine.snapshot(), self.keyspace, self.files.clone()).expect("opens").unwrap_or_else(|| {
             // Nothing was applied yet.
             panic!("the keyspace is empty")
         })
@@ -182,8 +192,9 @@ impl World {
             })
             .collect();
         if let (Some(first), Some(last)) = (sealed.first(), sealed.last()) {
-            let record = build_segment(&view, &self.files, KEYSPACE, ChunkId(*first), ChunkId(*last)).expect("builds");
-            assert!(commit_segment(&self.engine, KEYSPACE, &record).expect("commits"));
+            let record =
+                build_segment(&view, &self.files, self.keyspace, ChunkId(*first), ChunkId(*last)).expect("builds");
+            assert!(commit_segment(&self.engine, self.keyspace, &record).expect("commits"));
         }
     }
 
@@ -193,9 +204,9 @@ impl World {
         memory.crash();
         // A restarted process has no file open, and removes those that no row names.
         self.files = Arc::new(SegmentFiles::new(&self.folder).expect("folder"));
-        let known = known_segments(self.engine.as_ref(), [KEYSPACE]).expect("reads");
+        let known = known_segments(self.engine.as_ref(), [self.keyspace]).expect("reads");
         self.files.remove_unknown(&known).expect("removes");
-        self.shard = open(&self.engine);
+        self.shard = open(&self.engine, self.keyspace);
         let from = usize::try_from(self.shard.applied()).expect("small");
         for (at, command) in self.log.iter().enumerate().skip(from) {
             let outcome = one(self.shard.apply(at as u64 + 1, &[command]).expect("applies"));
@@ -242,7 +253,7 @@ fn check(world: &World, model: &Model) {
         .collect();
     let catalog: HashMap<_, _> = view.properties().expect("reads").into_iter().collect();
     assert!(kinds.iter().all(|(name, kind)| kind.within(catalog[name])), "a value's kind is missing in the catalog");
-    rollups::check(&view, &model.rollups, &model.events, &world.partials);
+    rollups::check(std::slice::from_ref(&view), &model.rollups, &model.events, &world.caches);
     for player in 0..4u8 {
         let player = format!("p{player}");
         for (direction, limit) in [(Direction::Forward, 1_000), (Direction::Backward, 3)] {
@@ -308,7 +319,9 @@ fn run(steps: &[Step], world: &mut World) -> Model {
             (known, other) => panic!("{known:?} answered with {other:?}"),
         }
     };
-    for step in steps {
+    // What a read that began earlier sees.
+    let mut older: Option<([View; 1], BTreeSet<u64>, Vec<Event>)> = None;
+    for (at, step) in steps.iter().enumerate() {
         match step {
             Step::Append { number, events } => {
                 let events: Vec<_> = events.iter().copied().map(event).collect();
@@ -379,9 +392,18 @@ fn run(steps: &[Step], world: &mut World) -> Model {
             Step::Cover if world.log.is_empty() => {}
             Step::Cover => rollups::cover_all(&world.view(), &world.engine, &model.rollups),
             Step::Flush => world.engine.flush().expect("flushes"),
-            Step::Crash => world.crash(),
+            Step::Crash => {
+                world.crash();
+                older = None;
+            }
         }
         check(world, &model);
+        if let Some((views, live, events)) = &older {
+            rollups::check(views, live, events, &world.caches);
+        }
+        if at % 3 == 0 && !world.log.is_empty() {
+            older = Some(([world.view()], model.rollups.clone(), model.events.clone()));
+        }
     }
     model
 }

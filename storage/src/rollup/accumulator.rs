@@ -149,6 +149,15 @@ impl Accumulator {
         }
     }
 
+    /// Bytes that it takes beside its own, about.
+    pub(super) fn heap_bytes(&self) -> usize {
+        match self {
+            Self::FloatSum(_, FloatSum(sum)) => sum.heap_bytes(),
+            Self::Players(Players(players)) => players.heap_bytes(),
+            _ => 0,
+        }
+    }
+
     /// Reads the aggregate out.
     ///
     /// # Errors

@@ -7,6 +7,8 @@
 //! cell   0x01 | the aggregates' accumulators in the order of the definition (see `accumulator`)
 //! ```
 
+use std::borrow::Cow;
+
 use super::{Aggregate, Definition, Operand, accumulator::Accumulator};
 use crate::{Error, Result, key, properties::ColumnType};
 
@@ -19,7 +21,7 @@ pub struct Cell(pub Vec<Accumulator>);
 
 /// The value of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum GroupValue {
+pub enum GroupValue<'a> {
     /// Absent or null.
     Null,
     /// true or false.
@@ -27,7 +29,7 @@ pub enum GroupValue {
     /// An integer.
     Int(i64),
     /// A text.
-    Text(String),
+    Text(Cow<'a, str>),
 }
 
 impl Cell {
@@ -39,6 +41,12 @@ impl Cell {
     /// Adds another cell of the same place.
     pub fn merge(&mut self, other: &Self) {
         self.0.iter_mut().zip(&other.0).for_each(|(mine, more)| mine.merge(more));
+    }
+
+    /// Adds an encoded cell of the same place.
+    pub(super) fn merge_encoded(&mut self, aggregates: &[Aggregate], bytes: &[u8]) -> Result<()> {
+        self.merge(&Self::decode(aggregates, bytes)?);
+        Ok(())
     }
 
     /// Encodes the cell as above.
@@ -59,6 +67,12 @@ impl Cell {
         let cell = cell.collect::<Option<Vec<_>>>().filter(|_| rest.is_empty()).ok_or_else(malformed)?;
         Ok(Self(cell))
     }
+}
+
+/// Bytes that a cell takes in a table in memory, about.
+pub(super) fn cell_bytes(place: &[u8], cell: &Cell) -> usize {
+    let heap = cell.0.iter().map(Accumulator::heap_bytes).sum::<usize>();
+    size_of::<(Vec<u8>, Cell)>() + place.len() + cell.0.len() * size_of::<Accumulator>() + heap
 }
 
 /// Starts a place: the token, 0 for a rollup that does not group by player, and the bucket.
@@ -97,9 +111,9 @@ pub(super) fn push_text(place: &mut Vec<u8>, value: &str) {
     key::push_text(place, value.as_bytes());
 }
 
-/// Reads a place: the bucket's start and the groups.
-pub fn parse_place(definition: &Definition, place: &[u8]) -> Result<(i64, Vec<GroupValue>)> {
-    fn group(operand: &Operand, rest: &mut &[u8]) -> Option<GroupValue> {
+/// Reads the groups of a place, in the order of the definition.
+pub(super) fn groups_of<'a>(definition: &Definition, place: &'a [u8]) -> Result<Vec<GroupValue<'a>>> {
+    fn group<'a>(operand: &Operand, rest: &mut &'a [u8]) -> Option<GroupValue<'a>> {
         let (there, tail) = rest.split_first()?;
         *rest = tail;
         if *there == 0 {
@@ -112,14 +126,13 @@ pub fn parse_place(definition: &Definition, place: &[u8]) -> Result<(i64, Vec<Gr
                 GroupValue::Bool(*value != 0)
             }
             Some(ColumnType::Int) => GroupValue::Int((key::take_u64(rest)? ^ SIGN).cast_signed()),
-            _ => GroupValue::Text(key::take_text(rest)?),
+            _ => GroupValue::Text(key::take_text_in_place(rest)?),
         })
     }
     let malformed = || Error::row("rollup cell key", "malformed");
-    let bucket = bucket_of(place).ok_or_else(malformed)?;
-    let mut rest = &place[16..];
+    let mut rest = place.get(16..).ok_or_else(malformed)?;
     let groups = definition.groups.iter().map(|operand| group(operand, &mut rest)).collect::<Option<Vec<_>>>();
-    Ok((bucket, groups.filter(|_| rest.is_empty()).ok_or_else(malformed)?))
+    groups.filter(|_| rest.is_empty()).ok_or_else(malformed)
 }
 
 /// Appends a number in groups of 7 bits, the lowest first (as protobuf).

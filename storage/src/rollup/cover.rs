@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use galoo_proto::{Keyspace, RollupId};
+use galoo_proto::{Keyspace, RollupId, Seq};
 
 use super::{Definition, cell::Cell, partial::Partial};
 use crate::{
     Error, Result,
     engine::{Engine, Family, Reader, WriteBatch},
     key,
-    view::{Source, View},
+    view::View,
 };
 
 /// Cells to write, made from one view, and the mark that they were made at.
@@ -41,11 +41,8 @@ pub fn mark(reader: &dyn Reader, keyspace: Keyspace, rollup: RollupId) -> Result
 /// Returns `None` when there is none. Nothing is written: see [`commit`].
 pub fn prepare(view: &View, definition: &Definition) -> Result<Option<Cover>> {
     let mark = mark(view.reader(), view.keyspace(), definition.id)?;
-    let open = view.state().open.map_or(0, |open| open.id);
-    let grows = |source: &Source| matches!(source, Source::Chunk(chunk) if chunk.id == open);
-    let Some(source) = view.sources()?.iter().find(|source| source.last_seq().0 > mark && !grows(source)) else {
-        return Ok(None);
-    };
+    let behind = view.sources_behind(Seq(mark))?;
+    let Some(source) = behind.iter().find(|source| !view.grows(source)) else { return Ok(None) };
     let through = source.last_seq().0;
     let mut partial = Partial::default();
     partial.fold(definition, view, source, mark + 1..=through)?;

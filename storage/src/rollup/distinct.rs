@@ -88,6 +88,14 @@ impl Distinct {
         }
     }
 
+    /// Bytes that it takes, about: a B-tree's nodes are two thirds full.
+    pub(super) fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Exact(tokens) => tokens.len() * size_of::<u64>() * 3 / 2,
+            Self::Sketch(registers) => registers.len(),
+        }
+    }
+
     /// Returns how many players there are: exactly, or as the sketch estimates.
     pub(super) fn count(&self) -> u64 {
         match self {

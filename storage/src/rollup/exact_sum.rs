@@ -36,6 +36,11 @@ impl PartialEq for ExactSum {
 }
 
 impl ExactSum {
+    /// Bytes of its limbs.
+    pub(super) fn heap_bytes(&self) -> usize {
+        size_of_val(self.limbs.as_ref())
+    }
+
     /// Adds a finite float.
     pub(super) fn add(&mut self, value: f64) {
         debug_assert!(value.is_finite(), "JSON has no infinity");

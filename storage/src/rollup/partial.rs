@@ -11,7 +11,7 @@ use galoo_proto::Token;
 
 use super::{
     Aggregate, Definition, Operand, bucket_start,
-    cell::{Cell, push_bool, push_int, push_null, push_text, start_place},
+    cell::{Cell, cell_bytes, push_bool, push_int, push_null, push_text, start_place},
 };
 use crate::{
     Result,
@@ -156,6 +156,11 @@ impl Partial {
     /// Its cells, in no order.
     pub fn cells(&self) -> impl Iterator<Item = (&Vec<u8>, &Cell)> {
         self.cells.iter()
+    }
+
+    /// Bytes that it takes in memory, about.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.cells.iter().map(|(place, cell)| cell_bytes(place, cell)).sum()
     }
 
     /// Number of cells.

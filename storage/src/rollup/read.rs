@@ -1,112 +1,70 @@
 //! Reading a rollup: the cells of all shards and what lies behind their marks, merged, in order of place.
+//!
+//! Two ways lead to the same rows. As a rule the cells of all shards are kept merged in memory ([`super::merged`]), and only
+//! what lies behind *their* marks is added: the open chunks. A rollup with too many cells for that, and a view that is older
+//! than what is kept, is streamed from the store, shard by shard and page by page, with what lies behind the store's marks.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, HashMap, VecDeque, btree_map},
+    cmp::{Ordering, Reverse},
+    collections::{BTreeMap, BinaryHeap, VecDeque, btree_map},
     ops::Range,
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
-use galoo_proto::{Keyspace, RollupId};
+use galoo_proto::Seq;
 
 use super::{
     Definition,
-    cell::{Cell, GroupValue, bucket_bytes, bucket_of, parse_place},
+    cache::RollupCache,
+    cell::{Cell, GroupValue, bucket_bytes, bucket_of, groups_of},
     cover::mark,
-    partial::Partial,
+    merged::Merged,
 };
 use crate::{
-    Result,
+    Error, Result,
     engine::{Direction, Family},
     key,
-    view::{Source, View},
+    view::View,
 };
 
 /// Cells that are read from one shard at a time.
 const PAGE_CELLS: usize = 4_096;
-/// Cells of all partials that a cache keeps; the ones that were used longest ago go first.
-const CACHE_CELLS_MAX: usize = 500_000;
 
 /// A row of a rollup.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RollupRow {
-    /// The bucket's start, Unix milliseconds.
-    pub bucket_ms: i64,
-    /// The groups, in the order of the definition.
-    pub groups: Vec<GroupValue>,
+#[derive(Clone, Copy, Debug)]
+pub struct RollupRow<'a> {
+    definition: &'a Definition,
+    place: &'a [u8],
     /// The aggregates, in the order of the definition.
-    pub cell: Cell,
+    pub cell: &'a Cell,
 }
 
-/// A partial's source: its keyspace, the rollup, and the first seq that is in it.
-type CacheKey = (Keyspace, RollupId, u64);
-
-/// Partials of what is not covered, kept between reads: a dashboard that refreshes folds only what is new.
-///
-/// Bounded by cells. What is not in it is folded anew.
-#[derive(Debug, Default)]
-pub struct PartialCache {
-    kept: Mutex<Kept>,
-}
-
-#[derive(Debug, Default)]
-struct Kept {
-    /// With the last seq that is in the partial, and when it was used.
-    partials: HashMap<CacheKey, (u64, Arc<Partial>, u64)>,
-    cells: usize,
-    uses: u64,
-}
-
-impl PartialCache {
-    fn get(&self, key: CacheKey) -> Option<(u64, Arc<Partial>)> {
-        let mut kept = self.kept.lock().expect("nobody panics with the cache in hand");
-        kept.uses += 1;
-        let now = kept.uses;
-        let (through, partial, used) = kept.partials.get_mut(&key)?;
-        *used = now;
-        Some((*through, partial.clone()))
+impl<'a> RollupRow<'a> {
+    /// The bucket's start, Unix milliseconds.
+    pub fn bucket_ms(&self) -> Result<i64> {
+        bucket_of(self.place).ok_or_else(|| Error::row("rollup cell key", "malformed"))
     }
 
-    fn put(&self, key: CacheKey, through: u64, partial: Arc<Partial>) {
-        let mut kept = self.kept.lock().expect("nobody panics with the cache in hand");
-        if kept.partials.get(&key).is_some_and(|(known, ..)| *known >= through) {
-            return;
-        }
-        kept.cells += partial.len() + 1;
-        let now = kept.uses;
-        if let Some((_, old, _)) = kept.partials.insert(key, (through, partial, now)) {
-            kept.cells -= old.len() + 1;
-        }
-        while kept.cells > CACHE_CELLS_MAX {
-            let oldest = kept.partials.iter().min_by_key(|(_, (.., used))| *used).map(|(key, _)| *key);
-            let Some((_, old, _)) = oldest.and_then(|oldest| kept.partials.remove(&oldest)) else { return };
-            kept.cells -= old.len() + 1;
-        }
-    }
-
-    /// Returns the partial of a source's events from `from` on, all that the view holds.
-    fn partial(&self, definition: &Definition, view: &View, source: &Source, from: u64) -> Result<Arc<Partial>> {
-        let (key, last) = ((view.keyspace(), definition.id, from), source.last_seq().0);
-        let known = self.get(key).filter(|(through, _)| *through <= last);
-        let (through, known) = known.unwrap_or_else(|| (from - 1, Arc::default()));
-        if through == last {
-            return Ok(known);
-        }
-        let mut partial = Partial::clone(&known);
-        partial.fold(definition, view, source, through + 1..=last)?;
-        let partial = Arc::new(partial);
-        self.put(key, last, partial.clone());
-        Ok(partial)
+    /// The groups, in the order of the definition.
+    pub fn groups(&self) -> Result<Vec<GroupValue<'a>>> {
+        groups_of(self.definition, self.place)
     }
 }
 
 /// Rows of a rollup over one cut of its shards, by place (player's token, bucket, groups).
 pub struct RollupRows {
     definition: Arc<Definition>,
-    inputs: Vec<Input>,
-    /// The next place of each input.
-    heads: BinaryHeap<Reverse<(Vec<u8>, usize)>>,
+    cells: Cells,
+    /// The row of more than one cell that was made last.
+    made: (Vec<u8>, Cell),
 }
+
+enum Cells {
+    Kept(Kept),
+    Streamed(Streamed),
+}
+
+type Folded = btree_map::IntoIter<Vec<u8>, Cell>;
 
 impl RollupRows {
     /// Opens a read of the buckets that start in `buckets_ms`. The views are of all shards, one each.
@@ -114,89 +72,184 @@ impl RollupRows {
         views: &[View],
         definition: &Arc<Definition>,
         buckets_ms: &Range<i64>,
-        cache: &PartialCache,
+        cache: &RollupCache,
     ) -> Result<Self> {
-        let mut rows = Self { definition: definition.clone(), inputs: Vec::new(), heads: BinaryHeap::new() };
-        for view in views {
-            rows.add(Cells::Stored(CellPages::new(view, definition, buckets_ms)))?;
-            let mark = mark(view.reader(), view.keyspace(), definition.id)?;
-            let mut behind: BTreeMap<Vec<u8>, Cell> = BTreeMap::new();
-            for source in view.sources()?.iter().filter(|source| source.last_seq().0 > mark) {
-                let partial = cache.partial(definition, view, source, source.first_seq().0.max(mark + 1))?;
-                for (place, cell) in partial.cells() {
-                    if !bucket_of(place).is_some_and(|bucket| buckets_ms.contains(&bucket)) {
-                        continue;
-                    }
-                    match behind.get_mut(place) {
-                        Some(known) => known.merge(cell),
-                        None => {
-                            behind.insert(place.clone(), cell.clone());
-                        }
-                    }
-                }
-            }
-            rows.add(Cells::Folded(behind.into_iter()))?;
-        }
-        Ok(rows)
+        let cells = match cache.merged(definition, views, buckets_ms)? {
+            Some(merged) => Cells::Kept(Kept::open(merged, views, definition, buckets_ms, cache)?),
+            None => Cells::Streamed(Streamed::open(views, definition, buckets_ms, cache)?),
+        };
+        Ok(Self { definition: definition.clone(), cells, made: (Vec::new(), Cell(Vec::new())) })
     }
 
-    fn add(&mut self, cells: Cells) -> Result<()> {
+    /// Returns the next row; it is valid until the next call.
+    #[expect(clippy::should_implement_trait, reason = "a row borrows from the rows")]
+    pub fn next(&mut self) -> Result<Option<RollupRow<'_>>> {
+        let cell = match &mut self.cells {
+            Cells::Kept(kept) => kept.next(&mut self.made),
+            Cells::Streamed(streamed) => match streamed.next(&self.definition)? {
+                Some(made) => {
+                    self.made = made;
+                    Some((self.made.0.as_slice(), &self.made.1))
+                }
+                None => None,
+            },
+        };
+        Ok(cell.map(|(place, cell)| RollupRow { definition: &self.definition, place, cell }))
+    }
+}
+
+/// Folds what lies behind a shard's mark into `folded`.
+fn fold_behind(
+    folded: &mut BTreeMap<Vec<u8>, Cell>,
+    view: &View,
+    mark: u64,
+    definition: &Definition,
+    buckets_ms: &Range<i64>,
+    cache: &RollupCache,
+) -> Result<()> {
+    for source in view.sources_behind(Seq(mark))? {
+        let partial = cache.partial(definition, view, &source, source.first_seq().0.max(mark + 1))?;
+        for (place, cell) in partial.cells() {
+            if !bucket_of(place).is_some_and(|bucket| buckets_ms.contains(&bucket)) {
+                continue;
+            }
+            match folded.get_mut(place) {
+                Some(known) => known.merge(cell),
+                None => {
+                    folded.insert(place.clone(), cell.clone());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Keys of a shard's cells that hold these buckets, and perhaps others.
+pub(super) fn cells_range(view: &View, definition: &Definition, buckets_ms: &Range<i64>) -> Range<Vec<u8>> {
+    let range = key::rollup_cells(view.keyspace(), definition.id);
+    if definition.groups_by_player() {
+        return range;
+    }
+    let at = |bucket: i64| [range.start.as_slice(), &[0; 8], &bucket_bytes(bucket)].concat();
+    at(buckets_ms.start)..at(buckets_ms.end)
+}
+
+/// Cells that are kept merged, and what lies behind their marks.
+struct Kept {
+    merged: Arc<Merged>,
+    positions: Range<usize>,
+    buckets_ms: Range<i64>,
+    behind: std::iter::Peekable<Folded>,
+}
+
+impl Kept {
+    fn open(
+        merged: Arc<Merged>,
+        views: &[View],
+        definition: &Definition,
+        buckets_ms: &Range<i64>,
+        cache: &RollupCache,
+    ) -> Result<Self> {
+        let mut behind = BTreeMap::new();
+        for (mark, view) in merged.marks().iter().zip(views) {
+            fold_behind(&mut behind, view, *mark, definition, buckets_ms, cache)?;
+        }
+        let positions = merged.positions(definition, buckets_ms);
+        Ok(Self { merged, positions, buckets_ms: buckets_ms.clone(), behind: behind.into_iter().peekable() })
+    }
+
+    fn next<'a>(&'a mut self, made: &'a mut (Vec<u8>, Cell)) -> Option<(&'a [u8], &'a Cell)> {
+        let outside = |position: &usize| {
+            !bucket_of(self.merged.cell(*position).0).is_some_and(|bucket| self.buckets_ms.contains(&bucket))
+        };
+        let position = self.positions.by_ref().find(|position| !outside(position));
+        let order = match (position, self.behind.peek()) {
+            (None, None) => return None,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(position), Some((place, _))) => self.merged.cell(position).0.cmp(place),
+        };
+        if order == Ordering::Less {
+            return position.map(|position| self.merged.cell(position));
+        }
+        *made = self.behind.next()?;
+        match position {
+            Some(position) if order == Ordering::Equal => made.1.merge(self.merged.cell(position).1),
+            // It is looked at again.
+            Some(position) => self.positions.start = position,
+            None => {}
+        }
+        Some((&made.0, &made.1))
+    }
+}
+
+/// Cells of each shard as they are read, and what lies behind its mark.
+struct Streamed {
+    inputs: Vec<Input>,
+    /// The next place of each input.
+    heads: BinaryHeap<Reverse<(Vec<u8>, usize)>>,
+}
+
+impl Streamed {
+    fn open(views: &[View], definition: &Definition, buckets_ms: &Range<i64>, cache: &RollupCache) -> Result<Self> {
+        let mut streamed = Self { inputs: Vec::new(), heads: BinaryHeap::new() };
+        for view in views {
+            streamed.add(definition, InputCells::Stored(CellPages::new(view, definition, buckets_ms)))?;
+            let mark = mark(view.reader(), view.keyspace(), definition.id)?;
+            let mut behind = BTreeMap::new();
+            fold_behind(&mut behind, view, mark, definition, buckets_ms, cache)?;
+            streamed.add(definition, InputCells::Folded(behind.into_iter()))?;
+        }
+        Ok(streamed)
+    }
+
+    fn add(&mut self, definition: &Definition, cells: InputCells) -> Result<()> {
         self.inputs.push(Input { cells, current: None });
-        self.advance(self.inputs.len() - 1)?;
+        self.advance(definition, self.inputs.len() - 1)?;
         Ok(())
     }
 
     /// Moves an input to its next cell and returns the one that it stood at.
-    fn advance(&mut self, place: usize) -> Result<Option<Cell>> {
+    fn advance(&mut self, definition: &Definition, place: usize) -> Result<Option<Cell>> {
         let input = &mut self.inputs[place];
         let next = match &mut input.cells {
-            Cells::Stored(pages) => pages.next(&self.definition)?,
-            Cells::Folded(cells) => cells.next(),
+            InputCells::Stored(pages) => pages.next(definition)?,
+            InputCells::Folded(cells) => cells.next(),
         };
         let (at, next) = next.unzip();
         self.heads.extend(at.map(|at| Reverse((at, place))));
         Ok(std::mem::replace(&mut input.current, next))
     }
 
-    fn next_row(&mut self) -> Result<Option<RollupRow>> {
+    fn next(&mut self, definition: &Definition) -> Result<Option<(Vec<u8>, Cell)>> {
         let Some(Reverse((place, input))) = self.heads.pop() else { return Ok(None) };
-        let mut merged = self.advance(input)?;
+        let mut merged = self.advance(definition, input)?;
         while let Some(Reverse((next, _))) = self.heads.peek() {
             if *next != place {
                 break;
             }
             let Some(Reverse((_, input))) = self.heads.pop() else { break };
-            let more = self.advance(input)?;
+            let more = self.advance(definition, input)?;
             match (&mut merged, more) {
                 (Some(merged), Some(more)) => merged.merge(&more),
                 (merged, more) => *merged = more,
             }
         }
-        let Some(cell) = merged else { return Ok(None) };
-        let (bucket_ms, groups) = parse_place(&self.definition, &place)?;
-        Ok(Some(RollupRow { bucket_ms, groups, cell }))
-    }
-}
-
-impl Iterator for RollupRows {
-    type Item = Result<RollupRow>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.next_row().transpose()
+        Ok(merged.map(|cell| (place, cell)))
     }
 }
 
 /// A stream of cells by place, and the one that it stands at.
 struct Input {
-    cells: Cells,
+    cells: InputCells,
     current: Option<Cell>,
 }
 
-enum Cells {
+enum InputCells {
     /// What is covered, of one shard.
     Stored(CellPages),
     /// What is not.
-    Folded(btree_map::IntoIter<Vec<u8>, Cell>),
+    Folded(Folded),
 }
 
 /// A shard's cells, page by page, so that no iterator pins memory between them.
@@ -210,12 +263,8 @@ struct CellPages {
 
 impl CellPages {
     fn new(view: &View, definition: &Definition, buckets_ms: &Range<i64>) -> Self {
-        let mut range = key::rollup_cells(view.keyspace(), definition.id);
-        if !definition.groups_by_player() {
-            let at = |bucket: i64| [range.start.as_slice(), &[0; 8], &bucket_bytes(bucket)].concat();
-            range = at(buckets_ms.start)..at(buckets_ms.end);
-        }
-        Self { view: view.clone(), buckets_ms: buckets_ms.clone(), left: Some(range), page: VecDeque::new() }
+        let left = Some(cells_range(view, definition, buckets_ms));
+        Self { view: view.clone(), buckets_ms: buckets_ms.clone(), left, page: VecDeque::new() }
     }
 
     fn next(&mut self, definition: &Definition) -> Result<Option<(Vec<u8>, Cell)>> {

@@ -2,24 +2,32 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     sync::Arc,
 };
 
 use galoo_proto::{
+    Keyspace,
+    command::{Seal, command::Body},
     rollup::{Aggregate, Bucket, Column, Field, Function, Operand, Property, PropertyType, Rollup, column, operand},
     value::Event,
 };
 use galoo_storage::{
+    engine::memory::MemoryEngine,
     rollup::{
         Definition,
         accumulator::Number,
         bucket_start,
+        cache::{Limits, RollupCache},
         cell::GroupValue,
         cover,
-        read::{PartialCache, RollupRows},
+        read::RollupRows,
     },
     view::View,
 };
+use proptest::prelude::*;
+
+use super::{World, append, event};
 
 const BUCKET_MS: i64 = 10;
 
@@ -70,20 +78,23 @@ pub fn definition(id: u64) -> Rollup {
 
 type Rows = BTreeMap<(i64, Vec<String>), Vec<Number>>;
 
-fn rows(view: &View, definition: &Arc<Definition>, cache: &PartialCache) -> Rows {
-    let read = RollupRows::open(std::slice::from_ref(view), definition, &(i64::MIN..i64::MAX), cache).expect("opens");
+fn rows(views: &[View], definition: &Arc<Definition>, buckets_ms: &Range<i64>, cache: &RollupCache) -> Rows {
+    let mut read = RollupRows::open(views, definition, buckets_ms, cache).expect("opens");
     let mut rows = Rows::new();
-    for row in read {
-        let row = row.expect("reads");
-        let groups = row.groups.iter().map(|group| match group {
+    while let Some(row) = read.next().expect("reads") {
+        let groups = row.groups().expect("reads").into_iter().map(|group| match group {
             GroupValue::Null => "null".to_owned(),
             GroupValue::Bool(value) => value.to_string(),
             GroupValue::Int(value) => value.to_string(),
-            GroupValue::Text(value) => value.clone(),
+            GroupValue::Text(value) => value.into_owned(),
         });
+        let place = (row.bucket_ms().expect("reads"), groups.collect());
+        let is_behind = |(last, _): (&(i64, Vec<String>), _)| *last < place;
+        // By player, rows come in the order of tokens.
+        assert!(definition.groups_by_player() || rows.last_key_value().is_none_or(is_behind), "{place:?} comes late");
         let values = row.cell.0.iter().zip(&definition.aggregates);
         let values = values.map(|(accumulator, aggregate)| accumulator.value(aggregate).expect("fits")).collect();
-        let before = rows.insert((row.bucket_ms, groups.collect()), values);
+        let before = rows.insert(place, values);
         assert!(before.is_none(), "a group has two rows");
     }
     rows
@@ -142,15 +153,44 @@ fn expected(id: u64, events: &[Event]) -> Rows {
         .collect()
 }
 
-/// Every rollup of the shard, with a cold and with a warm cache.
-pub fn check(view: &View, live: &BTreeSet<u64>, events: &[Event], warm: &PartialCache) {
-    let known: BTreeSet<u64> = view.rollups().expect("reads").iter().map(|rollup| rollup.id).collect();
-    assert_eq!(&known, live);
+/// Caches that live as long as a shard.
+pub struct Caches {
+    warm: RollupCache,
+    /// Lets partials and merged cells go all the time.
+    tight: RollupCache,
+}
+
+impl Default for Caches {
+    fn default() -> Self {
+        let tight = Limits { bytes_max: 6_000, merged_bytes_max: 2_000 };
+        Self { warm: RollupCache::default(), tight: RollupCache::new(tight) }
+    }
+}
+
+/// Every rollup of a cut, over all buckets and some: what earlier reads left changes no answer, nor does streaming.
+pub fn check(views: &[View], live: &BTreeSet<u64>, events: &[Event], caches: &Caches) {
+    for view in views {
+        let known: BTreeSet<u64> = view.rollups().expect("reads").iter().map(|rollup| rollup.id).collect();
+        assert_eq!(&known, live);
+    }
     for id in live {
         let definition = Arc::new(Definition::parse(&definition(*id)).expect("valid"));
-        let expected = expected(*id, events);
-        assert_eq!(rows(view, &definition, &PartialCache::default()), expected, "r{id}");
-        assert_eq!(rows(view, &definition, warm), expected, "r{id} with partials of earlier reads");
+        let all = expected(*id, events);
+        let streaming = RollupCache::new(Limits { merged_bytes_max: 0, ..Limits::default() });
+        for (name, cache) in [
+            ("nothing", &RollupCache::default()),
+            ("what earlier reads left", &caches.warm),
+            ("what little of it there is room for", &caches.tight),
+            ("no room for merged cells", &streaming),
+        ] {
+            let some = 10 * (events.len() as i64 % 3)..30;
+            for buckets_ms in [some, 20..50, i64::MIN..i64::MAX] {
+                let inside = all.iter().filter(|((bucket, _), _)| buckets_ms.contains(bucket));
+                let expected: Rows = inside.map(|(place, values)| (place.clone(), values.clone())).collect();
+                let found = rows(views, &definition, &buckets_ms, cache);
+                assert_eq!(found, expected, "r{id} of buckets {buckets_ms:?} with {name}");
+            }
+        }
     }
 }
 
@@ -162,5 +202,69 @@ pub fn cover_all(view: &View, engine: &Arc<dyn galoo_storage::engine::Engine>, l
         let stale = prepared.clone();
         assert!(cover::commit(engine, view.keyspace(), prepared).expect("commits"));
         assert!(!cover::commit(engine, view.keyspace(), stale).expect("reads"), "a stale cover counts events twice");
+    }
+}
+
+/// What happens to one of two shards.
+#[derive(Clone, Debug)]
+enum Turn {
+    Append(Vec<(u8, i64, u8)>),
+    Seal,
+    Build,
+    Cover,
+}
+
+fn turn() -> impl Strategy<Value = (usize, Turn)> {
+    let events = prop::collection::vec((0u8..4, 0i64..40, 0u8..6), 1..6);
+    let turn = prop_oneof![
+        3 => events.prop_map(Turn::Append),
+        2 => Just(Turn::Seal),
+        1 => Just(Turn::Build),
+        1 => Just(Turn::Cover),
+    ];
+    (0usize..2, turn)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    /// Two shards whose chunks are sealed, covered and turned into segments at different moments: a rollup over both is
+    /// right, also for a read that began before and ends after others.
+    #[test]
+    fn a_rollup_over_two_shards_is_right_whatever_earlier_reads_left(turns in prop::collection::vec(turn(), 1..20)) {
+        let folder = tempfile::tempdir().expect("folder");
+        let live = BTreeSet::from([1, 2]);
+        let mut shards = [1, 2].map(|place| {
+            let memory = MemoryEngine::default();
+            let folder = folder.path().join(place.to_string());
+            let mut world = World::in_keyspace(&folder, Arc::new(memory.clone()), Some(memory), Keyspace(place));
+            live.iter().for_each(|id| drop(world.apply(Body::DefineRollup(definition(*id)))));
+            world
+        });
+        let (mut events, caches) = (Vec::new(), Caches::default());
+        let mut older: Option<([View; 2], Vec<Event>)> = None;
+        for (at, (shard, turn)) in turns.into_iter().enumerate() {
+            let world = &mut shards[shard];
+            match turn {
+                Turn::Append(new) => {
+                    let new: Vec<Event> = new.into_iter().map(event).collect();
+                    events.extend(new.clone());
+                    world.apply(append(None, new));
+                }
+                Turn::Seal => {
+                    let chunk = world.shard.state().open.unwrap_or_default().id;
+                    world.apply(Body::Seal(Seal { chunk }));
+                }
+                Turn::Build => world.build(),
+                Turn::Cover => cover_all(&world.view(), &world.engine, &live),
+            }
+            let views = [shards[0].view(), shards[1].view()];
+            check(&views, &live, &events, &caches);
+            if let Some((views, events)) = &older {
+                check(views, &live, events, &caches);
+            }
+            if at % 3 == 0 {
+                older = Some((views, events.clone()));
+            }
+        }
     }
 }

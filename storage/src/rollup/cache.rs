@@ -1,0 +1,211 @@
+//! What reads of rollups leave in memory for the next ones: partials of what is not covered, and merged cells.
+//!
+//! One bound in bytes holds for both; what was used longest ago goes first. Whatever is not here is made anew from the
+//! store, so the cache decides what a read costs and never what it answers: an entry names the events that are in it (a
+//! partial from its first seq through its last, merged cells at the marks of their shards), and a reader adds exactly those
+//! of its own view that are not.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use galoo_proto::{Keyspace, RollupId};
+
+use super::{Definition, merged::Merged, partial::Partial};
+use crate::{
+    Result,
+    view::{Source, View},
+};
+
+/// An entry's share of the bound beside its cells, so that their number is bounded too.
+const ENTRY_BYTES: usize = 1 << 10;
+
+/// What the cache may hold.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of all entries; beyond it those go that were used longest ago.
+    pub bytes_max: usize,
+    /// Bytes of one rollup's merged cells. A rollup with more is streamed from the store.
+    pub merged_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bytes_max: 64 << 20, merged_bytes_max: 16 << 20 }
+    }
+}
+
+/// A partial's source: its keyspace, the rollup, and the first seq that is in it.
+type PartialKey = (Keyspace, RollupId, u64);
+/// A rollup over the shards of these keyspaces. A keyspace is never used for other content.
+type MergedKey = (RollupId, Vec<Keyspace>);
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Key {
+    Partial(PartialKey),
+    Merged(MergedKey),
+}
+
+#[derive(Clone)]
+enum Value {
+    /// With the last seq that is in it.
+    Partial(u64, Arc<Partial>),
+    Merged(Arc<Merged>),
+    /// These buckets have more cells than are kept.
+    TooLarge(Range<i64>),
+}
+
+impl Value {
+    fn bytes(&self) -> usize {
+        ENTRY_BYTES
+            + match self {
+                Self::Partial(_, partial) => partial.memory_bytes(),
+                Self::Merged(merged) => merged.memory_bytes(),
+                Self::TooLarge(_) => 0,
+            }
+    }
+}
+
+/// Partials and merged cells, kept between reads: a dashboard that refreshes folds only what is new.
+#[derive(Default)]
+pub struct RollupCache {
+    limits: Limits,
+    kept: Mutex<Kept>,
+}
+
+impl std::fmt::Debug for RollupCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RollupCache").field("bytes", &self.lock().bytes).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Kept {
+    entries: HashMap<Key, Entry>,
+    bytes: usize,
+    uses: u64,
+}
+
+struct Entry {
+    value: Value,
+    bytes: usize,
+    used: u64,
+}
+
+impl Kept {
+    fn get(&mut self, key: &Key) -> Option<&Value> {
+        self.uses += 1;
+        let entry = self.entries.get_mut(key)?;
+        entry.used = self.uses;
+        Some(&entry.value)
+    }
+
+    fn put(&mut self, key: Key, value: Value, bytes: usize, bytes_max: usize) {
+        self.bytes += bytes;
+        if let Some(old) = self.entries.insert(key, Entry { value, bytes, used: self.uses }) {
+            self.bytes -= old.bytes;
+        }
+        while self.bytes > bytes_max {
+            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone());
+            let Some(old) = oldest.and_then(|oldest| self.entries.remove(&oldest)) else { return };
+            self.bytes -= old.bytes;
+        }
+    }
+}
+
+impl RollupCache {
+    /// Makes an empty cache.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, kept: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().expect("nobody panics with the cache in hand")
+    }
+
+    fn get(&self, key: &Key) -> Option<Value> {
+        self.lock().get(key).cloned()
+    }
+
+    /// Keeps a value unless `is_newer` says that what is there is better.
+    fn put(&self, key: Key, value: Value, is_newer: impl FnOnce(&Value) -> bool) {
+        // Counted before the cache is locked: it looks at every cell.
+        let bytes = value.bytes();
+        let mut kept = self.lock();
+        if !kept.get(&key).is_some_and(is_newer) {
+            kept.put(key, value, bytes, self.limits.bytes_max);
+        }
+    }
+
+    /// Returns the partial of a source's events from `from` on, all that the view holds.
+    pub(super) fn partial(
+        &self,
+        definition: &Definition,
+        view: &View,
+        source: &Source,
+        from: u64,
+    ) -> Result<Arc<Partial>> {
+        let (key, last) = (Key::Partial((view.keyspace(), definition.id, from)), source.last_seq().0);
+        let (through, known) = match self.get(&key) {
+            Some(Value::Partial(through, known)) if through <= last => (through, known),
+            _ => (from - 1, Arc::default()),
+        };
+        if through == last {
+            return Ok(known);
+        }
+        let mut partial = Partial::clone(&known);
+        partial.fold(definition, view, source, through + 1..=last)?;
+        let partial = Arc::new(partial);
+        let is_newer = |there: &Value| matches!(there, Value::Partial(through, _) if *through >= last);
+        self.put(key, Value::Partial(last, partial.clone()), is_newer);
+        Ok(partial)
+    }
+
+    /// Returns the rollup's merged cells of these buckets, or more, at marks that the views have reached.
+    ///
+    /// Only what will still grow is left behind the marks. `None` if there are too many cells to keep, or if a view is
+    /// older than what is kept: then the rollup is streamed.
+    pub(super) fn merged(
+        &self,
+        definition: &Definition,
+        views: &[View],
+        buckets_ms: &Range<i64>,
+    ) -> Result<Option<Arc<Merged>>> {
+        let key = Key::Merged((definition.id, views.iter().map(View::keyspace).collect()));
+        let (mut buckets_ms, mut known) = (buckets_ms.clone(), None);
+        match self.get(&key) {
+            Some(Value::Merged(merged)) if !merged.is_reached_by(views) => return Ok(None),
+            Some(Value::Merged(merged)) if merged.holds(&buckets_ms) => known = Some(merged),
+            // Whoever asked for the other buckets will ask again.
+            Some(Value::Merged(merged)) => buckets_ms = merged.with_buckets(&buckets_ms),
+            Some(Value::TooLarge(large)) if buckets_ms.start <= large.start && large.end <= buckets_ms.end => {
+                return Ok(None);
+            }
+            Some(Value::TooLarge(_) | Value::Partial(..)) | None => {}
+        }
+        if let Some(merged) = &known
+            && merged.is_complete(views)?
+        {
+            return Ok(known);
+        }
+        let merged = match known {
+            Some(merged) if !merged.is_far_behind(definition, views)? => Some(Merged::clone(&merged)),
+            _ => Merged::read(definition, views, &buckets_ms, self.limits.merged_bytes_max)?,
+        };
+        let merged = match merged {
+            Some(merged) => merged.advance(definition, views, self, self.limits.merged_bytes_max)?.map(Arc::new),
+            None => None,
+        };
+        let is_newer = |there: &Value| match (there, &merged) {
+            (Value::Merged(there), Some(new)) => there.is_ahead_of(new),
+            // Fewer buckets than were asked for are still of use to others.
+            (Value::Merged(there), None) => !there.holds(&buckets_ms),
+            _ => false,
+        };
+        let value = merged.clone().map_or(Value::TooLarge(buckets_ms.clone()), Value::Merged);
+        self.put(key, value, is_newer);
+        Ok(merged)
+    }
+}

@@ -1,0 +1,208 @@
+//! A rollup's cells of all shards of a cut, merged and kept in memory, with marks of their own.
+//!
+//! The store has a cell a shard, bucket and group; a row needs them of all shards. Here they are merged once, and go on from
+//! there without the store: for each shard a mark says which events are in the cells, exactly those with a seq at or below
+//! it (INV-S6 holds here as it does in the store), and [`Merged::advance`] adds the partials of chunks that will not grow any
+//! more, in order of seq, and moves the mark. So covering invalidates nothing: how far the store's mark is does not matter to a
+//! reader who adds what lies behind the marks here, in its own view.
+
+use std::{collections::HashMap, ops::Range};
+
+use galoo_proto::Seq;
+
+use super::{
+    Definition,
+    cache::RollupCache,
+    cell::{Cell, bucket_of, cell_bytes},
+    cover::mark,
+    partial::Partial,
+    read::cells_range,
+};
+use crate::{
+    Result,
+    engine::{Direction, Family},
+    key,
+    view::View,
+};
+
+/// The merged cells of a range of buckets.
+#[derive(Clone)]
+pub(super) struct Merged {
+    buckets_ms: Range<i64>,
+    /// For each shard, in the order of the views: the cells hold exactly the events with a seq at or below it.
+    marks: Vec<u64>,
+    /// By place.
+    cells: Vec<(Vec<u8>, Cell)>,
+    /// Cells of the store that they were made from.
+    read: u64,
+    memory_bytes: usize,
+}
+
+impl Merged {
+    /// Reads the cells of these buckets from the store, at its marks.
+    ///
+    /// Returns `None` when they take more than `bytes_max`.
+    pub(super) fn read(
+        definition: &Definition,
+        views: &[View],
+        buckets_ms: &Range<i64>,
+        bytes_max: usize,
+    ) -> Result<Option<Self>> {
+        let mut cells: HashMap<Vec<u8>, Cell> = HashMap::new();
+        let (mut marks, mut read, mut memory_bytes) = (Vec::with_capacity(views.len()), 0, 0);
+        for view in views {
+            marks.push(mark(view.reader(), view.keyspace(), definition.id)?);
+            let range = cells_range(view, definition, buckets_ms);
+            let mut rows = view.reader().rows(Family::Rollups, &range.start..&range.end, Direction::Forward)?;
+            while let Some((key, value)) = rows.next()? {
+                let place = &key[key::ROLLUP_CELL_PREFIX_BYTES..];
+                if !bucket_of(place).is_some_and(|bucket| buckets_ms.contains(&bucket)) {
+                    continue;
+                }
+                read += 1;
+                match cells.get_mut(place) {
+                    Some(cell) => cell.merge_encoded(&definition.aggregates, value)?,
+                    None => {
+                        let cell = Cell::decode(&definition.aggregates, value)?;
+                        memory_bytes += cell_bytes(place, &cell);
+                        cells.insert(place.to_vec(), cell);
+                    }
+                }
+                if memory_bytes > bytes_max {
+                    return Ok(None);
+                }
+            }
+        }
+        let mut cells: Vec<_> = cells.into_iter().collect();
+        cells.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
+        let mut merged = Self { buckets_ms: buckets_ms.clone(), marks, cells, read, memory_bytes };
+        merged.count_bytes();
+        Ok(Some(merged).filter(|merged| merged.memory_bytes <= bytes_max))
+    }
+
+    fn count_bytes(&mut self) {
+        self.memory_bytes = self.cells.iter().map(|(place, cell)| cell_bytes(place, cell)).sum();
+    }
+
+    /// Bytes that it takes, about.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+
+    /// For each shard, the seq up to which its events are in the cells.
+    pub(super) fn marks(&self) -> &[u64] {
+        &self.marks
+    }
+
+    /// Whether the cells of all these buckets are here.
+    pub(super) fn holds(&self, buckets_ms: &Range<i64>) -> bool {
+        self.buckets_ms.start <= buckets_ms.start && buckets_ms.end <= self.buckets_ms.end
+    }
+
+    /// These buckets and those that are here, and all between.
+    pub(super) fn with_buckets(&self, buckets_ms: &Range<i64>) -> Range<i64> {
+        self.buckets_ms.start.min(buckets_ms.start)..self.buckets_ms.end.max(buckets_ms.end)
+    }
+
+    /// Whether every view has all events that are in the cells: an older one must not see them.
+    pub(super) fn is_reached_by(&self, views: &[View]) -> bool {
+        self.marks.iter().zip(views).all(|(mark, view)| *mark <= view.state().last_seq)
+    }
+
+    /// Whether it holds as many buckets and, of some shard, more events.
+    pub(super) fn is_ahead_of(&self, other: &Self) -> bool {
+        self.holds(&other.buckets_ms) && self.marks.iter().zip(&other.marks).any(|(mine, other)| mine > other)
+    }
+
+    /// Whether all that lies behind the marks will still grow.
+    pub(super) fn is_complete(&self, views: &[View]) -> Result<bool> {
+        for (mark, view) in self.marks.iter().zip(views) {
+            if view.sources_behind(Seq(*mark))?.iter().any(|source| !view.grows(source)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether reading the store's cells anew costs less than folding the events between these marks and the store's.
+    ///
+    /// An event costs about as much to fold as a cell to read.
+    pub(super) fn is_far_behind(&self, definition: &Definition, views: &[View]) -> Result<bool> {
+        let mut events = 0;
+        for (mine, view) in self.marks.iter().zip(views) {
+            events += mark(view.reader(), view.keyspace(), definition.id)?.saturating_sub(*mine);
+        }
+        Ok(events > self.read.max(self.cells.len() as u64))
+    }
+
+    /// Adds all chunks and segments behind the marks that will not grow.
+    ///
+    /// Returns `None` when the cells take more than `bytes_max` then.
+    pub(super) fn advance(
+        mut self,
+        definition: &Definition,
+        views: &[View],
+        cache: &RollupCache,
+        bytes_max: usize,
+    ) -> Result<Option<Self>> {
+        for (shard, view) in views.iter().enumerate() {
+            for source in view.sources_behind(Seq(self.marks[shard]))?.iter().take_while(|source| !view.grows(source)) {
+                let from = source.first_seq().0.max(self.marks[shard] + 1);
+                let partial = cache.partial(definition, view, source, from)?;
+                self.add(shard, &partial, from..source.last_seq().0 + 1);
+                if self.memory_bytes > bytes_max {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(self))
+    }
+
+    /// Adds the partial of a shard's events with these sequence numbers, and moves the shard's mark behind them.
+    fn add(&mut self, shard: usize, partial: &Partial, seqs: Range<u64>) {
+        let mark = &mut self.marks[shard];
+        assert!(seqs.start == *mark + 1, "INV-S6: #{} is added to merged cells at mark {mark}", seqs.start);
+        *mark = seqs.end - 1;
+        let more = sorted(partial, &self.buckets_ms);
+        let mut known = std::mem::take(&mut self.cells).into_iter().peekable();
+        self.cells = Vec::with_capacity(known.len() + more.len());
+        for (place, cell) in more {
+            while let Some(before) = known.next_if(|(before, _)| before < place) {
+                self.cells.push(before);
+            }
+            match known.next_if(|(same, _)| same == place) {
+                Some((place, mut merged)) => {
+                    merged.merge(cell);
+                    self.cells.push((place, merged));
+                }
+                None => self.cells.push((place.clone(), cell.clone())),
+            }
+        }
+        self.cells.extend(known);
+        self.count_bytes();
+    }
+
+    /// The places, in order, and cells of these buckets, as a range of positions that [`Self::cell`] takes.
+    pub(super) fn positions(&self, definition: &Definition, buckets_ms: &Range<i64>) -> Range<usize> {
+        if definition.groups_by_player() {
+            return 0..self.cells.len();
+        }
+        let first =
+            |from: i64| self.cells.partition_point(|(place, _)| bucket_of(place).is_some_and(|bucket| bucket < from));
+        first(buckets_ms.start)..first(buckets_ms.end)
+    }
+
+    /// The place and the cell at a position.
+    pub(super) fn cell(&self, position: usize) -> (&[u8], &Cell) {
+        let (place, cell) = &self.cells[position];
+        (place, cell)
+    }
+}
+
+/// A partial's cells of these buckets, by place.
+fn sorted<'p>(partial: &'p Partial, buckets_ms: &Range<i64>) -> Vec<(&'p Vec<u8>, &'p Cell)> {
+    let inside = |place: &[u8]| bucket_of(place).is_some_and(|bucket| buckets_ms.contains(&bucket));
+    let mut cells: Vec<_> = partial.cells().filter(|(place, _)| inside(place)).collect();
+    cells.sort_unstable_by_key(|(place, _)| *place);
+    cells
+}
