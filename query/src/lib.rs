@@ -2,11 +2,12 @@
 //!
 //! [`Engine::context`] makes a DataFusion session over views of a game's shards: one consistent cut, taken by the caller after
 //! everything acknowledged was applied. Tables: `events` ([`events`]), `state` and `players` ([`state`]), and each
-//! [`rollup`]. Filters on player, time and type are pushed down to the shards ([`pushdown`]); DataFusion checks them again.
+//! [`rollup`], made when they are named ([`game`]). Filters on player, time and type are pushed down to the shards ([`pushdown`]); DataFusion checks them again.
 //!
 //! Query knows no Raft and no network: it reads [`View`]s.
 
 mod events;
+mod game;
 mod pushdown;
 pub mod rollup;
 mod state;
@@ -16,12 +17,14 @@ mod time_bucket;
 use std::{num::NonZeroUsize, sync::Arc};
 
 use datafusion::{
-    catalog::{CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider},
+    catalog::{CatalogProvider, MemoryCatalogProvider, MemoryCatalogProviderList},
     error::Result,
     execution::{
         memory_pool::{FairSpillPool, TrackConsumersPool},
-        runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
+        runtime_env::RuntimeEnvBuilder,
+        session_state::{SessionState, SessionStateBuilder},
     },
+    logical_expr::registry::FunctionRegistry,
     prelude::{SessionConfig, SessionContext},
 };
 use galoo_proto::rollup::Rollup;
@@ -30,10 +33,14 @@ use galoo_storage::{
     view::View,
 };
 
+use crate::game::GameTables;
 pub use crate::{events::EventsTable, rollup::RollupTable, state::StateTable};
 
 /// Names of the columns that the store itself gives to `events`; a property of such a name is `prop.NAME`.
 pub const EVENT_COLUMNS: [&str; 6] = ["player_id", "event_time", "event_type", "seq", "ingest_time", "properties"];
+
+/// The schema of a game's tables.
+const PUBLIC: &str = "public";
 
 /// Memory and threads of all queries of a node together.
 #[derive(Clone, Debug)]
@@ -52,7 +59,8 @@ impl Default for Options {
 
 /// What all queries of a node share.
 pub struct Engine {
-    runtime: Arc<RuntimeEnv>,
+    /// A session without a catalog: functions, optimizer, memory pool and the place to spill to. Every context is a copy.
+    session: SessionState,
     options: Options,
     /// What reads of rollups leave for the next ones.
     cache: Arc<RollupCache>,
@@ -64,33 +72,29 @@ impl Engine {
         let consumers = NonZeroUsize::new(5).unwrap_or(NonZeroUsize::MIN);
         let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory_bytes_max), consumers);
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?;
-        Ok(Self { runtime, options, cache: Arc::default() })
+        let config = SessionConfig::new()
+            .with_information_schema(true)
+            .with_target_partitions(options.partitions)
+            .with_create_default_catalog_and_schema(false);
+        let mut session =
+            SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
+        session.register_udf(Arc::new(time_bucket::function()))?;
+        Ok(Self { session, options, cache: Arc::default() })
     }
 
     /// Makes a session whose catalog is the game, over one cut of its shards. Without views the catalog is empty.
     pub fn context(&self, game: &str, views: &[View]) -> Result<SessionContext> {
-        let config = SessionConfig::new()
-            .with_default_catalog_and_schema(game, "public")
-            .with_information_schema(true)
-            .with_target_partitions(self.options.partitions)
-            .with_create_default_catalog_and_schema(false);
-        let context = SessionContext::new_with_config_rt(config, self.runtime.clone());
-        let schema = MemorySchemaProvider::new();
-        if !views.is_empty() {
-            let views: Arc<[View]> = views.into();
-            let partitions = self.options.partitions;
-            schema.register_table("events".to_owned(), Arc::new(EventsTable::new(views.clone(), partitions)?))?;
-            schema.register_table("state".to_owned(), Arc::new(StateTable::cells(views.clone())))?;
-            schema.register_table("players".to_owned(), Arc::new(StateTable::players(views.clone())?))?;
-            for definition in definitions(&views).map_err(external)? {
-                let table = RollupTable::new(views.clone(), definition.clone(), self.cache.clone());
-                schema.register_table(definition.name.clone(), Arc::new(table))?;
-            }
-        }
+        let rollups = definitions(views).map_err(external)?;
+        let tables = GameTables::new(views.into(), rollups, self.cache.clone(), self.options.partitions);
         let catalog = MemoryCatalogProvider::new();
-        catalog.register_schema("public", Arc::new(schema))?;
+        catalog.register_schema(PUBLIC, Arc::new(tables))?;
+        let mut session = self.session.clone();
+        // A copy shares the list of what it is a copy of.
+        session.register_catalog_list(Arc::new(MemoryCatalogProviderList::new()));
+        let names = &mut session.config_mut().options_mut().catalog;
+        (names.default_catalog, names.default_schema) = (game.to_owned(), PUBLIC.to_owned());
+        let context = SessionContext::new_with_state(session);
         context.register_catalog(game, Arc::new(catalog));
-        context.register_udf(time_bucket::function());
         Ok(context)
     }
 }
