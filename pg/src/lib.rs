@@ -28,6 +28,7 @@
 //! | `names` | what Postgres calls a column that has no name |
 //! | `params` | types and values of `$1` |
 //! | `rows` | from record batches to rows on the wire |
+//! | `text` | the commonest values as text |
 //! | `numeric` | the type `numeric` on the wire |
 //! | `catalog`, `pg_views`, `functions`, `information_schema` | what tools ask about the database itself |
 //! | `rewrite` | forms that tools send and DataFusion cannot plan |
@@ -56,6 +57,7 @@ mod rows;
 mod session;
 mod startup;
 mod statement;
+mod text;
 mod to_char;
 mod wire;
 
