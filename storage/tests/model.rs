@@ -553,7 +553,7 @@ fn a_full_table_evicts_in_the_order_of_use() {
     let folder = tempfile::tempdir().expect("folder");
     let mut world = World::new(folder.path(), Arc::new(MemoryEngine::default()), None);
     let command = |producer: u64, registered_at: u64| {
-        let batch = BatchId { producer_id: format!("p{producer}"), registered_at, ..Default::default() };
+        let batch = BatchId { producer_id: format!("p{producer:05}"), registered_at, ..Default::default() };
         let range = Some(TokenRange::FULL.into());
         let body = AppendEvents { range, batch: Some(batch), events: vec![event((0, 1, 0))], properties: vec![] };
         Command { version: 1, hlc: 0, body: Some(Body::Append(body)) }.encode_to_vec()
