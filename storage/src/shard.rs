@@ -38,7 +38,7 @@ use crate::{
     properties::Kinds,
 };
 
-/// The newest format of [`Command`] and of the shard state that this version knows.
+/// The newest format of [`galoo_proto::command::Command`] and of the shard state that this version knows.
 pub const FORMAT_VERSION: u32 = 1;
 
 /// Producers that a shard keeps in memory; beyond it all are let go of, and read again when they are used.
