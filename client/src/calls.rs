@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    error::Error as _,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll},
@@ -151,8 +152,10 @@ impl Stream for Outgoing {
 
 async fn run(mut data: DataClient<Channel>, outgoing: Outgoing, sent: Sent) {
     let broken = match data.calls(outgoing).await {
-        // A node that refuses the stream has done nothing of it, and says so by its code.
-        Err(status) => Error::from(status),
+        // A node's own refusal has no cause behind it, and the node has done nothing of the stream. A connection that broke
+        // says nothing of the calls that had left on it, although its code may be that of a refusal.
+        Err(status) if status.source().is_none() => Error::from(status),
+        Err(_) => Error::StreamEnded,
         Ok(answers) => {
             let mut answers = answers.into_inner();
             while let Ok(Some(batch)) = answers.message().await {
@@ -163,4 +166,48 @@ async fn run(mut data: DataClient<Channel>, outgoing: Outgoing, sent: Sent) {
     };
     tracing::debug!(%broken, "a stream of calls ended");
     sent.end(&broken);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use galoo_proto::data::GetRequest;
+    use tokio::{io::AsyncReadExt, net::TcpListener};
+    use tonic::transport::Endpoint;
+
+    use super::*;
+
+    const PLAYER: &str = "a player that is found among the bytes";
+
+    async fn fails(addr: SocketAddr) -> Error {
+        let channel = Endpoint::from_shared(format!("http://{addr}")).expect("an address").connect_lazy();
+        let request = GetRequest { player_id: PLAYER.to_owned(), ..Default::default() };
+        Calls::open(DataClient::new(channel)).call(call::Request::Get(request)).await.expect_err("nobody answers")
+    }
+
+    #[tokio::test]
+    async fn a_call_to_where_nobody_listens_is_surely_not_done() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let addr = listener.local_addr().expect("bound");
+        drop(listener);
+        assert!(fails(addr).await.is_surely_not_done());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_left_on_a_connection_that_broke_may_be_done() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let addr = listener.local_addr().expect("bound");
+        let breaks = async {
+            let (mut connection, _) = listener.accept().await.expect("connects");
+            let (mut seen, mut bytes) = (Vec::new(), [0; 4_096]);
+            while !seen.windows(PLAYER.len()).any(|window| window == PLAYER.as_bytes()) {
+                let count = connection.read(&mut bytes).await.expect("reads");
+                assert!(count > 0, "the client left before it called");
+                seen.extend_from_slice(&bytes[..count]);
+            }
+        };
+        let (error, ()) = tokio::join!(fails(addr), breaks);
+        assert!(!error.is_surely_not_done() && error.is_retryable(), "{error:?}");
+    }
 }
