@@ -55,13 +55,6 @@ pub fn commands(entry: &[u8]) -> Option<Vec<&[u8]>> {
     Some(commands)
 }
 
-/// Returns an entry of these commands.
-pub fn of(commands: &[&[u8]]) -> Vec<u8> {
-    let mut packer = Packer::default();
-    commands.iter().for_each(|command| packer.push(command));
-    packer.finish()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -72,7 +65,9 @@ mod tests {
         #[test]
         fn commands_come_back_and_cut_entries_do_not(all in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..8)) {
             let all: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
-            let entry = of(&all);
+            let mut packer = Packer::default();
+            all.iter().for_each(|command| packer.push(command));
+            let entry = packer.finish();
             prop_assert_eq!(commands(&entry), Some(all.clone()));
             for end in 1..entry.len() {
                 prop_assert_ne!(commands(&entry[..end]), Some(all.clone()));
