@@ -6,12 +6,11 @@ mod support;
 use std::{
     fs,
     path::Path,
-    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
-use support::Server;
+use support::{Server, import, report};
 
 /// Small chunks and segments, so that a short test goes through every tier.
 const CONFIG: &str =
@@ -38,18 +37,6 @@ fn write_events(path: &Path, lines: u64) {
         ));
     }
     fs::write(path, text).expect("writes");
-}
-
-fn import(addr: &str, events: &Path) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_galoo"));
-    command.args(["import", "--addr", addr, "--game", "g", "--json"]).arg(events);
-    command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().expect("starts")
-}
-
-fn report(import: Child) -> Value {
-    let output = import.wait_with_output().expect("ends");
-    assert!(output.status.success(), "the import ended with {}", output.status);
-    serde_json::from_slice(&output.stdout).expect("a report")
 }
 
 fn stored(addr: &str) -> u64 {

@@ -1,16 +1,12 @@
 //! What was acknowledged survives: every node is killed in turn under load, one is away for long, all die at once.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Child, Command, Stdio},
-};
+use std::{fs, path::Path};
 
 use serde_json::Value;
 
 use crate::{
     Nodes, galoo, leader_of, rows, status,
-    support::{self, done},
+    support::{self, done, import, report},
     wait_until,
 };
 
@@ -33,18 +29,6 @@ fn write_events(path: &Path, lines: u64) {
         )
     };
     fs::write(path, (0..lines).map(line).collect::<String>()).expect("writes");
-}
-
-fn import(addrs: &str, events: &Path) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_galoo"));
-    command.args(["import", "--addr", addrs, "--game", "g", "--json"]).arg(events);
-    command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().expect("starts")
-}
-
-fn report(import: Child) -> Value {
-    let output = import.wait_with_output().expect("ends");
-    assert!(output.status.success(), "the import ended with {}", output.status);
-    serde_json::from_slice(&output.stdout).expect("a report")
 }
 
 fn stored(addr: &str) -> u64 {

@@ -12,12 +12,13 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{ExitStatus, Output},
+    process::{Child, ExitStatus, Output, Stdio},
     sync::LazyLock,
     time::Duration,
 };
 
 use galoo_harness::{Cluster, Galoo, Process};
+use serde_json::Value;
 use tokio::{process::Command, runtime::Runtime};
 
 /// The longest query scans two million events.
@@ -41,6 +42,20 @@ pub fn done<T>(task: impl Future<Output = anyhow::Result<T>>) -> T {
 /// The binary under test.
 pub fn binary() -> Galoo {
     Galoo::new(env!("CARGO_BIN_EXE_galoo").into())
+}
+
+/// Starts an import of a file into the game `g`; it goes on while the test does other things.
+pub fn import(addrs: &str, events: &Path) -> Child {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_galoo"));
+    command.args(["import", "--addr", addrs, "--game", "g", "--json"]).arg(events);
+    command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().expect("starts")
+}
+
+/// Waits for an import that succeeds, and returns its report.
+pub fn report(import: Child) -> Value {
+    let output = import.wait_with_output().expect("ends");
+    assert!(output.status.success(), "the import ended with {}", output.status);
+    serde_json::from_slice(&output.stdout).expect("a report")
 }
 
 /// A running `galoo server`; dropping it kills it.
