@@ -3,8 +3,10 @@
 use std::{
     fs::File,
     net::{SocketAddr, TcpListener},
+    ops::Range,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -26,14 +28,32 @@ const LINES_MAX: usize = 16;
 /// The end of a log that an error shows.
 const LOG_SHOWN_BYTES_MAX: usize = 16 << 10;
 
-/// Finds addresses of this machine that nobody listens on, all different.
+/// Below the ports that systems give to outgoing connections and to whoever lets them choose: one that is free stays free
+/// until it is used.
+const PORTS: Range<u32> = 12_000..32_000;
+
+/// Finds addresses of this machine that nobody listens on, all different, also from those of earlier calls.
 ///
 /// Another process may take one before it is used: a node that others are to join cannot let the system choose.
 pub fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
-    // All at once, so that they differ.
-    let listeners: std::io::Result<Vec<_>> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
-    let addresses = listeners?.iter().map(TcpListener::local_addr).collect::<std::io::Result<_>>();
-    addresses.context("no free port")
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    // Processes that look at the same time begin at different places.
+    let begin = std::process::id().wrapping_mul(997);
+    let mut found = Vec::with_capacity(count);
+    for _ in PORTS {
+        if found.len() == count {
+            break;
+        }
+        let place = begin.wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed)) % (PORTS.end - PORTS.start);
+        let address = SocketAddr::from(([127, 0, 0, 1], u16::try_from(PORTS.start + place)?));
+        if TcpListener::bind(address).is_ok() {
+            found.push(address);
+        }
+    }
+    if found.len() < count {
+        bail!("{count} free ports are wanted, and {} were found", found.len());
+    }
+    Ok(found)
 }
 
 /// A child process. Dropping it kills it and waits until it is gone; on a panic its log is shown.
