@@ -37,7 +37,7 @@ use galoo_proto::{
     command::{Outcome, outcome},
     validate::Invalid,
 };
-use galoo_storage::{compaction, engine::Engine, segment::SegmentFiles, shard::Shard};
+use galoo_storage::{chunk::index::ChunkIndexes, compaction, engine::Engine, segment::SegmentFiles, shard::Shard};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
@@ -139,6 +139,7 @@ pub struct Node {
     engine: Arc<dyn Engine>,
     log: Arc<SharedLog>,
     files: Arc<SegmentFiles>,
+    indexes: Arc<ChunkIndexes>,
     transport: Arc<Transport>,
     driver: Driver,
     meta: watch::Receiver<Arc<MetaState>>,
@@ -206,6 +207,7 @@ impl Node {
             engine,
             log,
             files,
+            indexes: Arc::default(),
             transport,
             driver,
             meta,

@@ -7,13 +7,14 @@
 
 use std::sync::Arc;
 
-use galoo_proto::{ChunkId, Hlc, Keyspace, SegmentId, record};
+use galoo_proto::{ChunkId, Hlc, Keyspace, SegmentId, Token, record};
 use prost::Message;
 
 use crate::{
     Error, Result,
-    engine::{Direction, Engine, Family, Rows, WriteBatch},
-    key::{self, EventRow},
+    chunk::Run,
+    engine::{Direction, Engine, Family, WriteBatch},
+    key,
     segment::{SegmentFiles, SegmentWriter},
     view::{Source, View},
 };
@@ -86,7 +87,7 @@ pub fn choose(policy: &Policy, open: &record::Chunk, chunks: &[record::Chunk], n
     choices
 }
 
-/// Writes the file of a segment of the chunks `first..=last` of a view and returns its record.
+/// Writes the file of a segment of the chunks `first..=last` of a view and returns its record. Holds them in memory.
 ///
 /// Nothing names the file until [`commit_segment`].
 pub fn build_segment(
@@ -101,62 +102,30 @@ pub fn build_segment(
         Source::Chunk(chunk) if range.contains(&chunk.id) => Some(ChunkId(chunk.id)),
         _ => None,
     });
-    let mut writer = SegmentWriter::default();
-    let mut merge = Merge::default();
-    let ranges: Vec<_> = chunks.map(|chunk| key::chunk_rows(keyspace, chunk)).collect();
-    let reader = view.reader();
-    for range in &ranges {
-        merge.add(reader.rows(Family::Chunks, &range.start..&range.end, Direction::Forward)?)?;
+    let mut runs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    for chunk in chunks {
+        let range = key::chunk_rows(keyspace, chunk);
+        let mut rows = view.reader().rows(Family::Chunks, &range.start..&range.end, Direction::Forward)?;
+        while let Some((key, value)) = rows.next()? {
+            runs.push((key.to_vec(), value.to_vec()));
+        }
     }
-    while let Some((key, value)) = merge.next()? {
-        writer.push(&EventRow::parse(&key, &value)?)?;
+    let mut events = Vec::new();
+    for (key, value) in &runs {
+        for event in Run::of(key, value)? {
+            let event = event?;
+            events.push((Token::of(event.player), event));
+        }
+    }
+    events.sort_unstable_by_key(|(token, event)| (*token, event.player, event.time_ms, event.seq));
+    let mut writer = SegmentWriter::default();
+    for (token, event) in &events {
+        writer.push(*token, event)?;
     }
     // The first chunk's id names the file: another attempt at the same chunks overwrites what a crash left.
     let id = SegmentId(first.0);
     let record = writer.finish(&files.path(keyspace, id), id)?;
     Ok(record::Segment { first_chunk: first.0, last_chunk: last.0, ..record })
-}
-
-/// A chunk's next row, and the rows behind it.
-struct Head<'a> {
-    key: Vec<u8>,
-    value: Vec<u8>,
-    rest: Box<dyn Rows + 'a>,
-}
-
-/// Rows of several chunks, merged by what follows the chunk's id in their keys.
-#[derive(Default)]
-struct Merge<'a> {
-    heads: Vec<Head<'a>>,
-}
-
-/// Bytes of a row's key before the token: keyspace and chunk.
-const CHUNK_PREFIX_BYTES: usize = 16;
-
-impl<'a> Merge<'a> {
-    fn add(&mut self, mut rest: Box<dyn Rows + 'a>) -> Result<()> {
-        let head = rest.next()?.map(|(key, value)| (key.to_vec(), value.to_vec()));
-        if let Some((key, value)) = head {
-            self.heads.push(Head { key, value, rest });
-        }
-        Ok(())
-    }
-
-    fn next(&mut self) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
-        let order = |place: &usize| &self.heads[*place].key[CHUNK_PREFIX_BYTES..];
-        let Some(least) = (0..self.heads.len()).min_by(|left, right| order(left).cmp(order(right))) else {
-            return Ok(None);
-        };
-        let head = &mut self.heads[least];
-        let next = head.rest.next()?.map(|(key, value)| (key.to_vec(), value.to_vec()));
-        Ok(Some(match next {
-            Some((key, value)) => (std::mem::replace(&mut head.key, key), std::mem::replace(&mut head.value, value)),
-            None => {
-                let Head { key, value, .. } = self.heads.swap_remove(least);
-                (key, value)
-            }
-        }))
-    }
 }
 
 /// Puts a segment in the place of its chunks, in one write.

@@ -10,7 +10,7 @@
 //!             ... | 0x06 rollup u64                                   -> Rollup (definition)
 //! cells       ... | token u64, player text, 0x00                      -> Row
 //!             ... | token u64, player text, 0x01, family text, qualifier text, !version u64 -> Value
-//! chunks      ... | chunk u64, token u64, player text, event_time u64, seq u64 -> event (see `event` below)
+//! chunks      ... | chunk u64, first seq u64                          -> run of events (see `chunk`)
 //! producers   ... | 0x01 producer text                                -> Producer
 //!             ... | 0x02 producer text, number u64                    -> BatchOutcome
 //!             ... | 0x03 log index u64, producer text                 -> nothing (order of eviction)
@@ -24,12 +24,10 @@
 //!
 //! A rollup's cell has the token of its player where the player is one of the groups, and 0 where not. Each group is
 //! 0x00 (null), or 0x01 and a bool u8, an integer u64 or a text.
-//!
-//! An event's row is `0x01 | ingest HLC u64 | type length u16 | type | properties (JSON)`.
 
 use std::{borrow::Cow, ops::Range};
 
-use galoo_proto::{ChunkId, Hlc, Keyspace, RollupId, SegmentId, Seq, Token, value};
+use galoo_proto::{ChunkId, Hlc, Keyspace, RollupId, SegmentId, Seq, Token};
 
 use crate::{Error, Result};
 
@@ -50,8 +48,6 @@ const SOURCE: u8 = 4;
 
 const MARK: u8 = 1;
 const ROLLUP_CELL: u8 = 2;
-
-const EVENT_VERSION: u8 = 1;
 
 fn key(keyspace: Keyspace, capacity: usize) -> Vec<u8> {
     let mut key = Vec::with_capacity(8 + capacity);
@@ -303,91 +299,30 @@ pub fn parse_cell(key: &[u8]) -> Result<CellKey> {
     parse(key).ok_or_else(|| Error::row("cell key", "malformed"))
 }
 
-/// All rows of a chunk.
+/// All runs of a chunk.
 pub fn chunk_rows(keyspace: Keyspace, chunk: ChunkId) -> Range<Vec<u8>> {
     let mut key = key(keyspace, 8);
     key.extend_from_slice(&chunk.0.to_be_bytes());
     prefix_range(key)
 }
 
-fn chunk_player(keyspace: Keyspace, chunk: ChunkId, player: &str) -> Vec<u8> {
-    let mut key = key(keyspace, 34 + player.len());
+/// A chunk's run that begins with a seq.
+pub fn run(keyspace: Keyspace, chunk: ChunkId, first: Seq) -> Vec<u8> {
+    let mut key = key(keyspace, 16);
     key.extend_from_slice(&chunk.0.to_be_bytes());
-    key.extend_from_slice(&Token::of(player).0.to_be_bytes());
-    push_text(&mut key, player.as_bytes());
+    key.extend_from_slice(&first.0.to_be_bytes());
     key
 }
 
-/// A chunk's rows of one player with event times in `[from_ms, to_ms)`. Times are not negative.
-pub fn chunk_player_rows(keyspace: Keyspace, chunk: ChunkId, player: &str, time_ms: Range<i64>) -> Range<Vec<u8>> {
-    let mut start = chunk_player(keyspace, chunk, player);
-    let mut end = start.clone();
-    start.extend_from_slice(&time_ms.start.max(0).cast_unsigned().to_be_bytes());
-    end.extend_from_slice(&time_ms.end.max(0).cast_unsigned().to_be_bytes());
-    start..end
+/// A chunk's runs that begin with a seq or behind it.
+pub fn runs(keyspace: Keyspace, chunk: ChunkId, first: Seq) -> Range<Vec<u8>> {
+    run(keyspace, chunk, first)..chunk_rows(keyspace, chunk).end
 }
 
-/// An event's row in a chunk.
-pub fn event(keyspace: Keyspace, chunk: ChunkId, player: &str, time_ms: i64, seq: Seq) -> Vec<u8> {
-    let mut key = chunk_player(keyspace, chunk, player);
-    key.extend_from_slice(&time_ms.cast_unsigned().to_be_bytes());
-    key.extend_from_slice(&seq.0.to_be_bytes());
-    key
-}
-
-/// The value of an event's row.
-pub fn event_value(ingest: Hlc, event: &value::Event) -> Vec<u8> {
-    let kind = event.event_type.as_bytes();
-    let mut value = Vec::with_capacity(11 + kind.len() + event.properties.len());
-    value.push(EVENT_VERSION);
-    value.extend_from_slice(&ingest.0.to_be_bytes());
-    value.extend_from_slice(&u16::try_from(kind.len()).unwrap_or(u16::MAX).to_be_bytes());
-    value.extend_from_slice(kind);
-    value.extend_from_slice(event.properties.as_bytes());
-    value
-}
-
-/// An event's row, its texts borrowed from the value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EventRow<'a> {
-    /// The player's token.
-    pub token: Token,
-    /// The player.
-    pub player: String,
-    /// Unix milliseconds.
-    pub time_ms: i64,
-    /// The sequence number.
-    pub seq: Seq,
-    /// Commit HLC.
-    pub ingest: Hlc,
-    /// The event's type.
-    pub event_type: &'a str,
-    /// A JSON object, or empty.
-    pub properties: &'a str,
-}
-
-impl<'a> EventRow<'a> {
-    /// Reads a row of the chunk family.
-    pub fn parse(key: &[u8], value: &'a [u8]) -> Result<Self> {
-        fn parse<'a>(key: &[u8], value: &'a [u8]) -> Option<EventRow<'a>> {
-            let mut rest = key.get(16..)?;
-            let token = Token(take_u64(&mut rest)?);
-            let player = take_text(&mut rest)?;
-            let time_ms = take_u64(&mut rest)?.cast_signed();
-            let seq = Seq(take_u64(&mut rest)?);
-            let (version, mut rest) = value.split_first()?;
-            if *version != EVENT_VERSION {
-                return None;
-            }
-            let ingest = Hlc(take_u64(&mut rest)?);
-            let (type_bytes, rest) = rest.split_first_chunk::<2>()?;
-            let (event_type, properties) = rest.split_at_checked(usize::from(u16::from_be_bytes(*type_bytes)))?;
-            let event_type = std::str::from_utf8(event_type).ok()?;
-            let properties = std::str::from_utf8(properties).ok()?;
-            Some(EventRow { token, player, time_ms, seq, ingest, event_type, properties })
-        }
-        parse(key, value).ok_or_else(|| Error::row("event row", "malformed"))
-    }
+/// Returns the seq that a run begins with, from its key.
+pub fn run_seq(key: &[u8]) -> Option<Seq> {
+    let seq = key.get(16..)?.try_into().ok()?;
+    Some(Seq(u64::from_be_bytes(seq)))
 }
 
 /// A producer's record.
@@ -477,20 +412,6 @@ mod tests {
             let mut rest = bytes.as_slice();
             prop_assert_eq!(take_text(&mut rest), Some(a));
             prop_assert_eq!(rest, &[9]);
-        }
-
-        #[test]
-        fn an_event_comes_back(player in ".{1,20}", time in 0i64..1 << 50, seq: u64, hlc: u64, kind in ".{1,9}", json in ".{0,20}") {
-            let event = value::Event { player_id: player.clone(), event_time_ms: time, event_type: kind.clone(), properties: json.clone() };
-            let key = super::event(K, ChunkId(3), &player, time, Seq(seq));
-            let stored = event_value(Hlc(hlc), &event);
-            let row = EventRow::parse(&key, &stored).expect("parses");
-            prop_assert_eq!(&row.player, &player);
-            prop_assert_eq!((row.time_ms, row.seq, row.ingest), (time, Seq(seq), Hlc(hlc)));
-            prop_assert_eq!((row.event_type, row.properties), (kind.as_str(), json.as_str()));
-            prop_assert!(chunk_rows(K, ChunkId(3)).contains(&key));
-            prop_assert!(chunk_player_rows(K, ChunkId(3), &player, time..time + 1).contains(&key));
-            prop_assert!(!chunk_player_rows(K, ChunkId(3), &player, time + 1..time + 2).contains(&key));
         }
 
         #[test]

@@ -26,6 +26,7 @@ pub use self::{
 };
 use crate::{
     Error, Result,
+    chunk::index::ChunkIndexes,
     engine::{Direction, Family, Reader},
     key,
     properties::Kinds,
@@ -62,6 +63,10 @@ impl EventFilter {
         self.time_ms.start <= time_max_ms && time_min_ms < self.time_ms.end
     }
 
+    fn takes_player(&self, player: &str) -> bool {
+        self.players.as_ref().is_none_or(|players| players.iter().any(|wanted| wanted == player))
+    }
+
     pub(crate) fn takes_type(&self, event_type: &str) -> bool {
         self.event_types.as_ref().is_none_or(|types| types.iter().any(|wanted| wanted == event_type))
     }
@@ -70,7 +75,7 @@ impl EventFilter {
 /// A part of the shard's events, contiguous in seq: a chunk or a segment.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
-    /// Rows in the chunk family.
+    /// Runs in the chunk family.
     Chunk(record::Chunk),
     /// A file.
     Segment(Arc<record::Segment>),
@@ -123,6 +128,7 @@ pub struct View {
     /// Read when they are first asked for: a cell needs none of them.
     sources: Arc<OnceLock<Vec<Source>>>,
     files: Arc<SegmentFiles>,
+    indexes: Arc<ChunkIndexes>,
 }
 
 impl View {
@@ -131,7 +137,13 @@ impl View {
     /// Returns `None` when the keyspace is empty.
     pub fn open(reader: Arc<dyn Reader>, keyspace: Keyspace, files: Arc<SegmentFiles>) -> Result<Option<Self>> {
         let Some(state) = shard::read_state(reader.as_ref(), keyspace)? else { return Ok(None) };
-        Ok(Some(Self { reader, keyspace, state: Arc::new(state), sources: Arc::default(), files }))
+        let (state, sources, indexes) = (Arc::new(state), Arc::default(), Arc::default());
+        Ok(Some(Self { reader, keyspace, state, sources, files, indexes }))
+    }
+
+    /// Shares the indexes of chunks with other views. Without, a view and its clones make their own.
+    pub fn with_indexes(self, indexes: Arc<ChunkIndexes>) -> Self {
+        Self { indexes, ..self }
     }
 
     /// The shard.

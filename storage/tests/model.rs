@@ -20,6 +20,7 @@ use galoo_proto::{
     value::{Cell, Event, Mutation, Null, Precondition, StoredEvent, Value, mutation::Change, value::Kind},
 };
 use galoo_storage::{
+    chunk::index::ChunkIndexes,
     compaction::{build_segment, commit_segment, known_segments},
     engine::{Direction, Engine, memory::MemoryEngine, rocks, rocks::RocksEngine},
     properties,
@@ -127,6 +128,7 @@ struct World {
     memory: Option<MemoryEngine>,
     folder: std::path::PathBuf,
     files: Arc<SegmentFiles>,
+    indexes: Arc<ChunkIndexes>,
     shard: Shard,
     log: Vec<Vec<u8>>,
     outcomes: Vec<Outcome>,
@@ -156,6 +158,7 @@ impl World {
             memory,
             folder: folder.to_owned(),
             files,
+            indexes: Arc::default(),
             shard,
             log: vec![],
             outcomes: vec![],
@@ -173,10 +176,8 @@ impl World {
     }
 
     fn view(&self) -> View {
-        View::open(self.engine.snapshot(), self.keyspace, self.files.clone()).expect("opens").unwrap_or_else(|| {
-            // Nothing was applied yet.
-            panic!("the keyspace is empty")
-        })
+        let view = View::open(self.engine.snapshot(), self.keyspace, self.files.clone()).expect("opens");
+        view.expect("something was applied").with_indexes(self.indexes.clone())
     }
 
     fn build(&mut self) {
@@ -202,7 +203,8 @@ impl World {
     fn crash(&mut self) {
         let Some(memory) = &self.memory else { return };
         memory.crash();
-        // A restarted process has no file open, and removes those that no row names.
+        // A restarted process has no index and no file open, and removes those that no row names.
+        self.indexes = Arc::default();
         self.files = Arc::new(SegmentFiles::new(&self.folder).expect("folder"));
         let known = known_segments(self.engine.as_ref(), [self.keyspace]).expect("reads");
         self.files.remove_unknown(&known).expect("removes");
@@ -254,6 +256,22 @@ fn check(world: &World, model: &Model) {
     let catalog: HashMap<_, _> = view.properties().expect("reads").into_iter().collect();
     assert!(kinds.iter().all(|(name, kind)| kind.within(catalog[name])), "a value's kind is missing in the catalog");
     rollups::check(std::slice::from_ref(&view), &model.rollups, &model.events, &world.caches);
+    check_reads(&view, &model.events);
+    for player in 0..4u8 {
+        let player = format!("p{player}");
+        let cells = view.cells(&player, None, None).expect("reads");
+        let found = cells.first().map(|cell| cell.value.clone().expect("value"));
+        assert_eq!(found, model.counters.get(&player).map(|value| int(*value)), "{player}");
+        assert!(cells.len() <= 1);
+    }
+}
+
+/// Pages of players and tails from anywhere hold what the list holds, also from a view that is older than the indexes.
+fn check_reads(view: &View, events: &[Event]) {
+    for after in [0, events.len() / 2, events.len()] {
+        let seqs = view.events_after(Seq(after as u64), EventFilter::default()).map(|event| event.expect("reads").seq);
+        assert_eq!(seqs.collect::<Vec<_>>(), (after as u64 + 1..=events.len() as u64).collect::<Vec<_>>());
+    }
     for player in 0..4u8 {
         let player = format!("p{player}");
         for (direction, limit) in [(Direction::Forward, 1_000), (Direction::Backward, 3)] {
@@ -262,12 +280,8 @@ fn check(world: &World, model: &Model) {
                 event_types: Some(vec!["t0".into(), "t1".into()]),
                 ..EventFilter::player(&player)
             };
-            let mut expected: Vec<_> = model
-                .events
-                .iter()
-                .enumerate()
-                .map(|(at, event)| (event.event_time_ms, at as u64 + 1, event))
-                .collect();
+            let mut expected: Vec<_> =
+                events.iter().enumerate().map(|(at, event)| (event.event_time_ms, at as u64 + 1, event)).collect();
             expected.retain(|(time, _, event)| {
                 event.player_id == player && filter.time_ms.contains(time) && event.event_type != "t2"
             });
@@ -289,10 +303,6 @@ fn check(world: &World, model: &Model) {
             }
             assert_eq!(paged, expected, "{player} {direction:?}");
         }
-        let cells = view.cells(&player, None, None).expect("reads");
-        let found = cells.first().map(|cell| cell.value.clone().expect("value"));
-        assert_eq!(found, model.counters.get(&player).map(|value| int(*value)), "{player}");
-        assert!(cells.len() <= 1);
     }
 }
 
@@ -400,6 +410,7 @@ fn run(steps: &[Step], world: &mut World) -> Model {
         check(world, &model);
         if let Some((views, live, events)) = &older {
             rollups::check(views, live, events, &world.caches);
+            check_reads(&views[0], events);
         }
         if at % 3 == 0 && !world.log.is_empty() {
             older = Some(([world.view()], model.rollups.clone(), model.events.clone()));

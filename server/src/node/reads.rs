@@ -14,7 +14,8 @@ impl Node {
     fn local_view(&self, shard: ShardId, snapshot: Arc<dyn Reader>) -> Result<View, NodeError> {
         let keyspace = self.keyspace(shard).ok_or_else(|| self.not_here(shard, &[shard]))?;
         let empty = || NodeError::Unavailable { shard, reason: DriveError::NotReady("nothing is applied here yet") };
-        View::open(snapshot, keyspace, self.files.clone())?.ok_or_else(empty)
+        let view = View::open(snapshot, keyspace, self.files.clone())?.ok_or_else(empty)?;
+        Ok(view.with_indexes(self.indexes.clone()))
     }
 
     /// Says who has all of `shards`, of which this node lacks one.

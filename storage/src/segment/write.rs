@@ -16,7 +16,7 @@ use arrow::{
     datatypes::{DataType, Field, Int32Type, Schema},
     record_batch::RecordBatch,
 };
-use galoo_proto::{SegmentId, limits::PROPERTIES_MAX, record};
+use galoo_proto::{SegmentId, Seq, Token, limits::PROPERTIES_MAX, record};
 use parquet::{
     arrow::ArrowWriter,
     basic::{Compression, Encoding},
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    key::EventRow,
+    chunk::EventRow,
     properties::{self, Property, json_string},
 };
 
@@ -120,36 +120,45 @@ pub struct SegmentWriter {
     columns: Vec<(String, Vec<(PropertyTag, Column)>)>,
     extra: StringBuilder,
     player_count: u64,
-    last: Option<(u64, String, i64, u64)>,
+    /// The place of the last event in the order.
+    last: Option<(Token, String, i64, Seq)>,
     record: record::Segment,
 }
 
 impl SegmentWriter {
-    /// Adds the next event.
+    /// Adds the next event, whose player has this token.
     ///
     /// # Errors
     /// Fails when the event's properties do not parse: they were checked before they were stored.
-    pub fn push(&mut self, row: &EventRow<'_>) -> Result<()> {
-        let order = (row.token.0, row.player.clone(), row.time_ms, row.seq.0);
-        if let Some(last) = &self.last {
-            assert!(*last < order, "INV-S5: {order:?} behind {last:?}");
-            self.player_count += u64::from(last.1 != order.1);
-        } else {
-            self.player_count = 1;
-            self.record.token_min = row.token.0;
-            (self.record.time_min_ms, self.record.time_max_ms) = (row.time_ms, row.time_ms);
-            (self.record.first_seq, self.record.last_seq) = (row.seq.0, row.seq.0);
+    pub fn push(&mut self, token: Token, row: &EventRow<'_>) -> Result<()> {
+        let order = (token, row.player, row.time_ms, row.seq);
+        match &mut self.last {
+            Some((last_token, player, time_ms, seq)) => {
+                let last = (*last_token, player.as_str(), *time_ms, *seq);
+                assert!(last < order, "INV-S5: {order:?} behind {last:?}");
+                if player != row.player {
+                    self.player_count += 1;
+                    row.player.clone_into(player);
+                }
+                (*last_token, *time_ms, *seq) = (token, row.time_ms, row.seq);
+            }
+            None => {
+                self.player_count = 1;
+                self.record.token_min = token.0;
+                (self.record.time_min_ms, self.record.time_max_ms) = (row.time_ms, row.time_ms);
+                (self.record.first_seq, self.record.last_seq) = (row.seq.0, row.seq.0);
+                self.last = Some((token, row.player.to_owned(), row.time_ms, row.seq));
+            }
         }
-        self.last = Some(order);
-        self.record.token_max = row.token.0;
+        self.record.token_max = token.0;
         self.record.time_min_ms = self.record.time_min_ms.min(row.time_ms);
         self.record.time_max_ms = self.record.time_max_ms.max(row.time_ms);
         self.record.first_seq = self.record.first_seq.min(row.seq.0);
         self.record.last_seq = self.record.last_seq.max(row.seq.0);
         let before = usize::try_from(self.record.rows).unwrap_or(usize::MAX);
         self.record.rows += 1;
-        self.tokens.append_value(row.token.0.cast_signed());
-        self.players.append(&row.player)?;
+        self.tokens.append_value(token.0.cast_signed());
+        self.players.append(row.player)?;
         self.times.append_value(row.time_ms);
         self.types.append(row.event_type)?;
         self.seqs.append_value(row.seq.0.cast_signed());

@@ -11,9 +11,13 @@ use galoo_proto::{
 };
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{producers::Repeat, rejected, turn::Turn};
+use super::{
+    producers::Repeat,
+    rejected,
+    turn::{Run, Turn},
+};
 use crate::{
-    Error, Result,
+    Error, Result, chunk,
     engine::{Direction, Family, Reader},
     key,
     properties::Kinds,
@@ -67,8 +71,9 @@ impl Turn<'_> {
         open.bytes += event_bytes(event) as u64;
         open.time_min_ms = open.time_min_ms.min(event.event_time_ms);
         open.time_max_ms = open.time_max_ms.max(event.event_time_ms);
-        let key = key::event(self.shard.keyspace, ChunkId(open.id), &event.player_id, event.event_time_ms, seq);
-        self.events.push((key, key::event_value(self.hlc, event)));
+        let chunk = ChunkId(open.id);
+        let run = self.run.get_or_insert_with(|| Run { chunk, first: seq, bytes: Vec::new() });
+        chunk::push(&mut run.bytes, self.hlc, event);
     }
 
     /// Adds new names and kinds to the catalog. Beyond its limit a name gets no column; its values are kept all the same.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use galoo_proto::{
-    Hlc, RollupId, Token, TokenRange,
+    ChunkId, Hlc, RollupId, Seq, Token, TokenRange,
     command::{Command, Outcome, Sealed, command::Body, outcome, rejection::Reason},
     record,
     value::Value,
@@ -28,8 +28,8 @@ pub(super) struct Turn<'a> {
     /// Stamp of the command that is being worked out.
     pub(super) hlc: Hlc,
     batch: WriteBatch,
-    /// Rows of events. They are written in the order of their keys, which the engine takes more easily.
-    pub(super) events: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The run of events that the entry has brought so far.
+    pub(super) run: Option<Run>,
     /// Rows that [`Turn::set`] and [`Turn::unset`] changed; `None` for one that is gone.
     rows: HashMap<(Family, Vec<u8>), Option<Vec<u8>>>,
     /// Cells that were changed, by the start of their versions' keys: the newest version, or `None` for one that is gone.
@@ -37,6 +37,13 @@ pub(super) struct Turn<'a> {
     pub(super) new_properties: HashMap<String, Kinds>,
     /// Producers that were changed; `None` for one that was evicted.
     pub(super) producers: HashMap<String, Option<record::Producer>>,
+}
+
+/// Events of one entry in one chunk.
+pub(super) struct Run {
+    pub(super) chunk: ChunkId,
+    pub(super) first: Seq,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// What a finished turn leaves to write and to remember.
@@ -55,7 +62,7 @@ impl<'a> Turn<'a> {
             index: shard.state.applied,
             hlc: shard.hlc(),
             batch: WriteBatch::default(),
-            events: Vec::new(),
+            run: None,
             rows: HashMap::new(),
             cells: HashMap::new(),
             new_properties: HashMap::new(),
@@ -66,15 +73,13 @@ impl<'a> Turn<'a> {
     /// Goes on to the entry at `index`.
     pub(super) fn begin(&mut self, index: u64) {
         assert!(index == self.index + 1, "INV-S2: {index} applied after {}", self.index);
+        self.end_run();
         self.index = index;
     }
 
     pub(super) fn finish(mut self) -> Written {
         let keyspace = self.shard.keyspace;
-        self.events.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
-        for (key, value) in self.events.drain(..) {
-            self.batch.put(Family::Chunks, key, value);
-        }
+        self.end_run();
         self.state.applied = self.index;
         self.batch.put(Family::Meta, key::state(keyspace), self.state.encode_to_vec());
         for (id, producer) in &self.producers {
@@ -90,6 +95,13 @@ impl<'a> Turn<'a> {
 }
 
 impl Turn<'_> {
+    /// Writes the run: what comes next is of another entry or another chunk.
+    fn end_run(&mut self) {
+        if let Some(Run { chunk, first, bytes }) = self.run.take() {
+            self.batch.put(Family::Chunks, key::run(self.shard.keyspace, chunk, first), bytes);
+        }
+    }
+
     /// Reads a row as the commands before this one left it.
     pub(super) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
         // A look with a borrowed key is not worth a map of its own: few commands read rows that are changed.
@@ -190,8 +202,9 @@ impl Turn<'_> {
             let next = new_chunk(open.id + 1, open.last_seq);
             let mut sealed = std::mem::replace(open, next);
             sealed.sealed_hlc = self.hlc.0;
-            let id = galoo_proto::ChunkId(sealed.id);
+            let id = ChunkId(sealed.id);
             self.put(Family::Meta, key::chunk(self.shard.keyspace, id), sealed.encode_to_vec());
+            self.end_run();
         }
         Outcome { result: Some(outcome::Result::Sealed(Sealed { closed })) }
     }

@@ -1,9 +1,9 @@
 //! Batches of columns from one source, filtered.
 
-use std::{ops::Range, sync::Arc};
+use std::{iter::Peekable, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
-use galoo_proto::record;
+use galoo_proto::{ChunkId, Seq, record};
 
 use super::{
     Column, EventFilter, Source, View,
@@ -11,21 +11,22 @@ use super::{
 };
 use crate::{
     Result,
+    chunk::{EventRow, Run, index::Place, missing},
     engine::{Direction, Family},
-    key::{self, EventRow},
+    key,
     segment::SegmentScan,
 };
 
 /// Rows of a batch, at most.
 pub const BATCH_ROWS_MAX: usize = 8_192;
-/// Bytes of event rows that one batch of a chunk is made from, at most (and one row).
+/// Bytes of events that one batch of a chunk is made from, at most (and one event).
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// Batches of a scan, one source after the other.
 pub type Batches = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
 
 impl View {
-    /// Returns the events of one source that pass the filter, in order of (token, player, event_time, seq).
+    /// Returns the events of one source that pass the filter: a chunk's in order of seq, a segment's in its own.
     ///
     /// Nothing is returned of a source that cannot hold a match.
     pub fn source_batches(
@@ -38,7 +39,7 @@ impl View {
             return Ok(Box::new(std::iter::empty()));
         }
         match source {
-            Source::Chunk(chunk) => Ok(Box::new(ChunkBatches::new(self.clone(), chunk, columns, filter))),
+            Source::Chunk(chunk) => Ok(Box::new(ChunkBatches::new(self.clone(), chunk, columns, filter)?)),
             Source::Segment(record) => {
                 let file = self.files.open(self.keyspace, record)?;
                 let columns = columns.clone();
@@ -49,55 +50,117 @@ impl View {
     }
 }
 
-/// Reads a chunk's rows page by page, so that no iterator pins memory between batches.
+/// Reads a chunk's runs page by page, so that no iterator pins memory between batches.
 struct ChunkBatches {
     view: View,
     columns: Arc<[Column]>,
     filter: Arc<EventFilter>,
-    /// Key ranges that are left to read, the next one last.
-    ranges: Vec<Range<Vec<u8>>>,
+    chunk: ChunkId,
+    left: Left,
+}
+
+/// What is left to read of a chunk.
+enum Left {
+    /// The events from `next` through `last`; `run` begins the run that holds `next`.
+    All { run: Seq, next: Seq, last: Seq },
+    /// Events that the index named.
+    Places(Peekable<std::vec::IntoIter<Place>>),
+}
+
+/// A batch that is being filled.
+struct Page<'a> {
+    filter: &'a EventFilter,
+    columns: RowColumns<'a>,
+    bytes: usize,
+}
+
+impl Page<'_> {
+    fn is_full(&self) -> bool {
+        self.columns.rows() >= BATCH_ROWS_MAX || self.bytes >= BATCH_BYTES_MAX
+    }
+
+    fn take(&mut self, event: &EventRow<'_>) -> Result<()> {
+        let EventFilter { time_ms, seqs, .. } = self.filter;
+        if time_ms.contains(&event.time_ms)
+            && seqs.contains(&event.seq.0)
+            && self.filter.takes_type(event.event_type)
+            && self.filter.takes_player(event.player)
+        {
+            self.bytes += event.bytes();
+            self.columns.push(event)?;
+        }
+        Ok(())
+    }
 }
 
 impl ChunkBatches {
-    fn new(view: View, chunk: &record::Chunk, columns: &Arc<[Column]>, filter: &Arc<EventFilter>) -> Self {
+    fn new(view: View, chunk: &record::Chunk, columns: &Arc<[Column]>, filter: &Arc<EventFilter>) -> Result<Self> {
         let id = Source::chunk_id(chunk);
-        let ranges = match &filter.players {
-            None => vec![key::chunk_rows(view.keyspace, id)],
+        let left = match &filter.players {
             Some(players) => {
-                let of = |player: &String| key::chunk_player_rows(view.keyspace, id, player, filter.time_ms.clone());
-                let mut ranges: Vec<_> = players.iter().map(of).collect();
-                ranges.sort_by(|left, right| right.start.cmp(&left.start));
-                ranges.dedup();
-                ranges
+                let places = view.indexes.find(view.reader(), view.keyspace, chunk, players, &filter.time_ms)?;
+                Left::Places(places.into_iter().peekable())
+            }
+            None => {
+                let next = Seq(chunk.first_seq.max(*filter.seqs.start()));
+                let last = Seq(chunk.last_seq.min(*filter.seqs.end()));
+                Left::All { run: view.run_of(id, next)?, next, last }
             }
         };
-        Self { view, columns: columns.clone(), filter: filter.clone(), ranges }
+        Ok(Self { view, columns: columns.clone(), filter: filter.clone(), chunk: id, left })
     }
 
     fn page(&mut self) -> Result<Option<RecordBatch>> {
-        let mut page = RowColumns::new(&self.columns);
-        let mut bytes = 0;
-        while let Some(range) = self.ranges.pop() {
-            let mut rows = self.view.reader.rows(Family::Chunks, &range.start..&range.end, Direction::Forward)?;
-            while let Some((key, value)) = rows.next()? {
-                bytes += value.len();
-                let event = EventRow::parse(key, value)?;
-                if self.filter.time_ms.contains(&event.time_ms)
-                    && self.filter.seqs.contains(&event.seq.0)
-                    && self.filter.takes_type(event.event_type)
-                {
-                    page.push(&event)?;
+        let (view, chunk) = (&self.view, self.chunk);
+        let mut page = Page { filter: &self.filter, columns: RowColumns::new(&self.columns), bytes: 0 };
+        match &mut self.left {
+            Left::All { run: begin, next, last } => {
+                let range = key::runs(view.keyspace, chunk, *begin);
+                let mut rows = view.reader.rows(Family::Chunks, &range.start..&range.end, Direction::Forward)?;
+                while next <= last && !page.is_full() {
+                    let (key, value) = rows.next()?.ok_or_else(|| missing(*next))?;
+                    let run = Run::of(key, value)?;
+                    *begin = run.next_seq();
+                    if begin > next {
+                        return Err(missing(*next));
+                    }
+                    for event in run {
+                        let event = event?;
+                        if event.seq == *next && event.seq <= *last && !page.is_full() {
+                            page.take(&event)?;
+                            next.0 += 1;
+                        }
+                    }
                 }
-                if page.rows() >= BATCH_ROWS_MAX || bytes >= BATCH_BYTES_MAX {
-                    let mut behind = key.to_vec();
-                    behind.push(0);
-                    drop(rows);
-                    self.ranges.push(behind..range.end);
-                    return page.finish().map(Some);
+            }
+            Left::Places(places) => {
+                while let Some(Place { run: begin, seq }) = places.peek().copied()
+                    && !page.is_full()
+                {
+                    let key = key::run(view.keyspace, chunk, begin);
+                    let value = view.reader.get(Family::Chunks, &key)?.ok_or_else(|| missing(begin))?;
+                    for event in Run::of(&key, &value)? {
+                        let event = event?;
+                        if !page.is_full() && places.next_if(|place| place.seq == event.seq).is_some() {
+                            page.take(&event)?;
+                        }
+                    }
+                    if places.peek().is_some_and(|place| place.seq == seq) {
+                        return Err(missing(seq));
+                    }
                 }
             }
         }
-        if page.rows() > 0 { page.finish().map(Some) } else { Ok(None) }
+        if page.columns.rows() > 0 { page.columns.finish().map(Some) } else { Ok(None) }
+    }
+}
+
+impl View {
+    /// Returns the seq that begins the run with `seq`.
+    fn run_of(&self, chunk: ChunkId, seq: Seq) -> Result<Seq> {
+        let range = key::chunk_rows(self.keyspace, chunk).start..key::run(self.keyspace, chunk, Seq(seq.0 + 1));
+        let mut rows = self.reader.rows(Family::Chunks, &range.start..&range.end, Direction::Backward)?;
+        rows.next()?.and_then(|(key, _)| key::run_seq(key)).ok_or_else(|| missing(seq))
     }
 }
 

@@ -15,7 +15,7 @@ use galoo_proto::Hlc;
 
 use crate::{
     Error, Result,
-    key::EventRow,
+    chunk::EventRow,
     properties::{self, ColumnType, Property, json_string},
     segment::{PropertyTag, names},
 };
@@ -127,7 +127,7 @@ impl<'c> RowColumns<'c> {
         self.rows += 1;
         for (column, builder) in self.columns.iter().zip(&mut self.builders) {
             match (column, builder) {
-                (Column::PlayerId, Builder::Text(text)) => text.append_value(&row.player),
+                (Column::PlayerId, Builder::Text(text)) => text.append_value(row.player),
                 (Column::EventType, Builder::Text(text)) => text.append_value(row.event_type),
                 (Column::Properties, Builder::Text(text)) => {
                     text.append_value(if row.properties.is_empty() { "{}" } else { row.properties });

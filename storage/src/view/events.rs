@@ -92,11 +92,12 @@ impl Events {
         let next = self.view.sources()?.iter().find(|source| source.last_seq() > self.after).cloned();
         let Some(source) = next else { return Ok(false) };
         let columns: Arc<[Column]> = Column::EVENT.into();
+        let seqs = (self.after.0 + 1).max(*self.filter.seqs.start())..=*self.filter.seqs.end();
+        let filter = Arc::new(EventFilter { seqs, ..EventFilter::clone(&self.filter) });
         let mut page = Vec::new();
-        for batch in self.view.source_batches(&source, &columns, &self.filter)? {
+        for batch in self.view.source_batches(&source, &columns, &filter)? {
             page.extend(stored_events(self.view.shard(), &batch?));
         }
-        page.retain(|event| event.seq > self.after.0);
         page.sort_by_key(|event| event.seq);
         self.page = page.into_iter();
         self.after = Source::last_seq(&source);
