@@ -216,6 +216,13 @@ mod tests {
         assert_eq!(addr(), "127.0.0.1:3", "the cluster was told of another place");
         here.found([(NodeId(2), "127.0.0.1:4".to_owned())]);
         assert_eq!(addr(), "127.0.0.1:4", "it was found elsewhere");
+        // What the cluster says may be older than what the node said: where nobody answers, the other place is tried.
+        for (tried, next) in
+            [("127.0.0.1:4", "127.0.0.1:3"), ("127.0.0.1:3", "127.0.0.1:4"), ("127.0.0.1:9", "127.0.0.1:4")]
+        {
+            here.peer(NodeId(2)).expect("known").try_elsewhere(tried);
+            assert_eq!(addr(), next, "after {tried}");
+        }
         let refused = |result: Result<NodeId, Status>| result.expect_err("refused").message().to_owned();
         assert!(refused(check(&stranger, 1)).contains("n2 is of cluster bb; this is n1 of cluster aa"));
         assert!(refused(check(&there, 3)).contains("n2 means n3; this is n1"));

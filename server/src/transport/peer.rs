@@ -53,6 +53,8 @@ pub struct Peer {
     addr: watch::Sender<String>,
     /// Where the cluster said last that it is.
     told: Mutex<String>,
+    /// Where the node said last itself that it is.
+    seen: Mutex<Option<String>>,
     stated: Arc<Stated>,
     outbox: Outbox,
     commands: mpsc::UnboundedSender<Forward>,
@@ -151,6 +153,7 @@ impl Peer {
             id,
             addr: watch::channel(addr.clone()).0,
             told: Mutex::new(addr),
+            seen: Mutex::default(),
             stated,
             outbox: Outbox::default(),
             commands,
@@ -176,13 +179,15 @@ impl Peer {
         self.channel.borrow().is_some()
     }
 
-    /// Takes where the cluster says that it is. What is only said again changes nothing: the node may have been seen
-    /// elsewhere, before the cluster heard of it.
+    /// Takes where the cluster says that it is. What is only said again changes nothing, and a connection that stands is
+    /// kept: the node may have been seen elsewhere, before the cluster heard of it.
     pub(super) fn told(&self, addr: String) {
         let mut told = self.told.lock().expect("nobody panics with the address in hand");
         if *told != addr {
             told.clone_from(&addr);
-            self.move_to(addr);
+            if !self.is_connected() {
+                self.move_to(addr);
+            }
         }
     }
 
@@ -195,8 +200,20 @@ impl Peer {
     }
 
     pub(super) fn seen_at(&self, addr: &str) {
+        *self.seen.lock().expect("nobody panics with the address in hand") = Some(addr.to_owned());
         self.move_to(addr.to_owned());
         self.heard.notify_one();
+    }
+
+    /// Goes over to the other place where the node may be: it is not known whether the cluster or the node spoke last.
+    pub(super) fn try_elsewhere(&self, tried: &str) {
+        let told = self.told.lock().expect("nobody panics with the address in hand").clone();
+        let seen = self.seen.lock().expect("nobody panics with the address in hand").clone();
+        if self.addr() == tried
+            && let Some(other) = [Some(told), seen].into_iter().flatten().find(|addr| addr != tried)
+        {
+            self.move_to(other);
+        }
     }
 
     /// Hands a Raft message over; false when it was dropped.
@@ -308,6 +325,7 @@ impl Peer {
                 () = self.heard.notified() => {}
                 _ = moved.changed() => {}
             }
+            self.try_elsewhere(&addr);
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
     }
