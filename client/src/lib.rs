@@ -222,7 +222,8 @@ impl Client {
         producer::stored(&self.append_batch(&request, repeat).await?)
     }
 
-    /// Sends a batch until it is answered; with every part refused for the moment, nothing is stored.
+    /// Sends a batch until it is answered; with every part refused for the moment, nothing is stored. One that may be
+    /// repeated is, until every part of it is decided.
     pub(crate) async fn append_batch(
         &self,
         request: &data::AppendRequest,
@@ -237,6 +238,8 @@ impl Client {
                     Err(Error::PartRetry { shard, message }) if producer::is_refused(&response) => {
                         Err(Error::Status { code: Code::Unavailable, message: format!("s{shard}: {message}") })
                     }
+                    // What was stored is known by its number: the parts that were not, or perhaps not, are worth another try.
+                    Err(error) if repeat == Repeat::Always && error.is_retryable() => Err(error),
                     _ => Ok(response),
                 },
                 _ => Err(Error::Malformed("another answer than to an append")),
