@@ -102,7 +102,11 @@ impl Process {
         };
         match tokio::time::timeout(SAY_MAX, said).await {
             Ok(Some(line)) => Ok(line),
-            Ok(None) => bail!("process {} ended and did not say {begin:?}; {}", self.id, self.end_of_log()),
+            Ok(None) => {
+                let ended = tokio::time::timeout(KILL_MAX, self.child.wait()).await;
+                let how = ended.map_or("closed its output".to_owned(), |ended| format!("ended ({ended:?})"));
+                bail!("process {} {how} and did not say {begin:?}; {}", self.id, self.end_of_log())
+            }
             Err(_) => bail!("process {} did not say {begin:?} in {SAY_MAX:?}; {}", self.id, self.end_of_log()),
         }
     }
