@@ -57,7 +57,24 @@ impl SharedLog {
             purge_threshold: ReadableSize((bytes / 2).max(1)),
             ..Config::default()
         };
-        Ok(Self { engine: Engine::open(config)?, batch: Mutex::default() })
+        let log = Self { engine: Engine::open(config)?, batch: Mutex::default() };
+        log.cut_again()?;
+        Ok(log)
+    }
+
+    /// Drops entries that were cut and are back: the engine may forget that it dropped entries which it had moved from
+    /// file to file before. The group's record says where it was cut.
+    fn cut_again(&self) -> Result<()> {
+        let mut batch = self.batch.lock().expect("nobody else has the log yet");
+        for (group, record) in self.groups()? {
+            if self.engine.first_index(group.0).is_some_and(|first| first <= record.cut_index) {
+                batch.add_command(group.0, Command::Compact { index: record.cut_index + 1 });
+            }
+        }
+        if !batch.is_empty() {
+            self.engine.write(&mut batch, true)?;
+        }
+        Ok(())
     }
 
     /// Removes log files that hold nothing that is still needed.
@@ -128,3 +145,6 @@ impl LogStore for SharedLog {
         Ok(self.engine.first_index(group.0).zip(self.engine.last_index(group.0)))
     }
 }
+
+#[cfg(test)]
+mod crash;

@@ -1,0 +1,161 @@
+//! A process that writes the log is killed at any moment, again and again: what it was told to be durable is there.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    process::{Command, Stdio},
+    sync::mpsc,
+};
+
+use raft::eraftpb::{Entry, HardState};
+
+use super::SharedLog;
+use crate::{
+    GroupId,
+    log_store::{GroupRecord, GroupWrite, LogStore},
+};
+
+const FOLDER: &str = "GALOO_TEST_LOG_FOLDER";
+const SEED: &str = "GALOO_TEST_LOG_SEED";
+/// Small, so that files are closed, rewritten and removed all the time.
+const LOG_BYTES: u64 = 1 << 20;
+const GROUPS: u64 = 5;
+const KILLS: u64 = 60;
+/// Writes between two purges.
+const PURGE_WRITES: u64 = 5;
+
+/// A group as its log says: the last index, where it was cut, and the commit index of its hard state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Held {
+    last: u64,
+    cut: u64,
+    commit: u64,
+}
+
+fn held(log: &SharedLog, group: u64) -> Held {
+    let group = GroupId(group);
+    let cut = log.record(group).expect("a record").map_or(0, |record| record.cut_index);
+    let commit = log.hard_state(group).expect("a hard state").map_or(0, |hard| hard.commit);
+    let last = match log.bounds(group).expect("bounds") {
+        None => cut,
+        Some((first, last)) => {
+            let entries = log.entries(group, first, last + 1, None).expect("entries");
+            assert!(
+                entries.iter().zip(first..).all(|(entry, index)| *entry == self::entry(index)),
+                "{group}: {first}..={last}"
+            );
+            assert!(first == cut + 1, "{group} begins at {first}, and was cut at {cut}");
+            last
+        }
+    };
+    Held { last, cut, commit }
+}
+
+fn entry(index: u64) -> Entry {
+    let mut seed = index;
+    // Now and then one that is larger than a file of the log.
+    let words = if random(&mut seed, 8) == 0 { 20_000 } else { 100 };
+    let data: Vec<u8> = (0..words).flat_map(|_| random(&mut seed, u64::MAX).to_le_bytes()).collect();
+    Entry { index, term: 1 + index / 7, data: data.into(), ..Default::default() }
+}
+
+fn random(state: &mut u64, below: u64) -> u64 {
+    // splitmix64 (Steele et al. 2014)
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut mixed = *state;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed ^ (mixed >> 31)) % below
+}
+
+/// The process that is killed: group 1 is written rarely, the others all the time; each is cut now and then.
+#[test]
+fn writer() {
+    let Ok(folder) = std::env::var(FOLDER) else { return };
+    let mut seed = std::env::var(SEED).expect("a seed").parse().expect("a number");
+    let log = SharedLog::open(Path::new(&folder), LOG_BYTES).expect("opens");
+    let mut groups: BTreeMap<u64, Held> = (1..=GROUPS).map(|group| (group, held(&log, group))).collect();
+    std::thread::scope(|scope| {
+        let (purge, wanted) = mpsc::sync_channel(1);
+        let log = &log;
+        scope.spawn(move || wanted.iter().for_each(|()| drop(log.purge().expect("purges"))));
+        let mut said = std::io::stdout();
+        for round in 1.. {
+            if round % PURGE_WRITES == 0 {
+                // Not if one is under way.
+                let _ = purge.try_send(());
+            }
+            let mut writes = Vec::new();
+            for (group, held) in &mut groups {
+                if random(&mut seed, if *group == 1 { 100 } else { 3 }) > 0 {
+                    continue;
+                }
+                let mut write = GroupWrite::default();
+                if held.last == 0 {
+                    write.record = Some(GroupRecord::default());
+                }
+                let more = 1 + random(&mut seed, 3);
+                write.entries = (held.last + 1..=held.last + more).map(entry).collect();
+                if random(&mut seed, 8) == 0 {
+                    held.commit = held.last;
+                    write.hard_state = Some(HardState { term: 1, commit: held.commit, ..Default::default() });
+                }
+                held.last += more;
+                if random(&mut seed, 20) == 0 && held.last > held.cut + 10 {
+                    held.cut = held.last - random(&mut seed, 10);
+                    write.record = Some(GroupRecord { cut_index: held.cut, ..Default::default() });
+                    write.cut = Some(held.cut);
+                }
+                writes.push((GroupId(*group), write));
+            }
+            log.write(&writes).expect("writes");
+            let lines: String = writes
+                .iter()
+                .map(|(GroupId(group), _)| (group, groups[group]))
+                .map(|(group, Held { last, cut, commit })| format!("held {group} {last} {cut} {commit}\n"))
+                .collect();
+            // Who listened is gone: so is the test.
+            if said.write_all(lines.as_bytes()).and_then(|()| said.flush()).is_err() {
+                break;
+            }
+        }
+    });
+}
+
+#[test]
+fn what_was_written_survives_the_death_of_its_process() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut told: BTreeMap<u64, Held> = BTreeMap::new();
+    let mut seed = 7;
+    for kill in 0..KILLS {
+        let mut child = Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", "log_store::shared::crash::writer", "--nocapture", "--test-threads", "1"])
+            .env(FOLDER, folder.path())
+            .env(SEED, kill.to_string())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+        let until = 1 + random(&mut seed, 1_000);
+        let mut take = |line: String| {
+            let Some(line) = line.strip_prefix("held ") else { return };
+            let numbers: Vec<u64> = line.split(' ').filter_map(|number| number.parse().ok()).collect();
+            if let [group, last, cut, commit] = numbers[..] {
+                told.insert(group, Held { last, cut, commit });
+            }
+        };
+        (&mut lines).take(usize::try_from(until).expect("small")).for_each(|line| take(line.expect("a line")));
+        child.kill().expect("killed");
+        lines.map_while(Result::ok).for_each(take);
+        let ended = child.wait_with_output().expect("ends");
+        assert!(ended.stderr.is_empty(), "{}", String::from_utf8_lossy(&ended.stderr));
+        let log = SharedLog::open(folder.path(), LOG_BYTES).expect("opens again");
+        for (group, told) in &told {
+            let found = held(&log, *group);
+            let holds = found.last >= told.last && found.cut >= told.cut && found.commit >= told.commit;
+            assert!(holds, "kill {kill}: group {group} was told {told:?}, and has {found:?}");
+        }
+    }
+}
