@@ -21,7 +21,7 @@ const SEED: &str = "GALOO_TEST_LOG_SEED";
 /// Small, so that files are closed, rewritten and removed all the time.
 const LOG_BYTES: u64 = 1 << 20;
 const GROUPS: u64 = 5;
-const KILLS: u64 = 60;
+const KILLS: u64 = 30;
 /// Writes between two purges.
 const PURGE_WRITES: u64 = 5;
 
@@ -158,4 +158,37 @@ fn what_was_written_survives_the_death_of_its_process() {
             assert!(holds, "kill {kill}: group {group} was told {told:?}, and has {found:?}");
         }
     }
+}
+
+/// The engine moves a quiet group's entries to another file, they are cut, and the file that says so goes: they stay cut.
+#[test]
+fn cut_entries_stay_gone() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (quiet, busy) = (GroupId(1), GroupId(2));
+    let log = SharedLog::open(folder.path(), LOG_BYTES).expect("opens");
+    let made = |entries| GroupWrite { record: Some(GroupRecord::default()), entries, ..Default::default() };
+    let cut = |at| {
+        let record = Some(GroupRecord { cut_index: at, ..Default::default() });
+        GroupWrite { record, cut: Some(at), ..Default::default() }
+    };
+    log.write(&[(quiet, made((1..=3).map(entry).collect())), (busy, made(vec![]))]).expect("writes");
+    let mut last = 0;
+    let mut fill = || {
+        for _ in 0..20 {
+            let entries: Vec<_> = (last + 1..=last + 50).map(entry).collect();
+            last += 50;
+            log.write(&[(busy, GroupWrite { entries, ..Default::default() })]).expect("writes");
+            log.write(&[(busy, cut(last))]).expect("cuts");
+        }
+        log.purge().expect("purges");
+    };
+    fill();
+    log.write(&[(quiet, cut(3))]).expect("cuts");
+    fill();
+    drop(log);
+    let log = SharedLog::open(folder.path(), LOG_BYTES).expect("opens again");
+    assert_eq!(held(&log, 1), Held { last: 3, cut: 3, commit: 0 });
+    assert_eq!(log.bounds(quiet).expect("bounds"), None);
+    log.write(&[(quiet, GroupWrite { entries: vec![entry(4)], ..Default::default() })]).expect("goes on");
+    assert_eq!(log.bounds(quiet).expect("bounds"), Some((4, 4)));
 }
