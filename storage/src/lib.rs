@@ -13,6 +13,7 @@ pub mod compaction;
 pub mod engine;
 pub mod error;
 pub mod key;
+mod lru;
 pub mod properties;
 pub mod rollup;
 pub mod segment;

@@ -18,6 +18,7 @@ use crate::{
     Result,
     engine::{Direction, Family, Reader},
     key,
+    lru::Lru,
 };
 
 /// Bytes that a node keeps of all indexes; beyond it those go that were used longest ago.
@@ -105,53 +106,34 @@ impl ChunkIndex {
     }
 }
 
-/// The indexes of a node's chunks, as far as they are in use.
-#[derive(Default)]
-pub struct ChunkIndexes {
-    kept: Mutex<Kept>,
-}
-
 /// A keyspace is never used for other content.
 type ChunkKey = (Keyspace, ChunkId);
 
-#[derive(Default)]
-struct Kept {
-    indexes: HashMap<ChunkKey, Entry>,
-    bytes: usize,
-    uses: u64,
+/// The indexes of a node's chunks, as far as they are in use.
+pub struct ChunkIndexes {
+    kept: Mutex<Lru<ChunkKey, Arc<Mutex<ChunkIndex>>>>,
 }
 
-#[derive(Default)]
-struct Entry {
-    index: Arc<Mutex<ChunkIndex>>,
-    bytes: usize,
-    used: u64,
-}
-
-impl Kept {
-    fn open(&mut self, chunk: ChunkKey) -> Arc<Mutex<ChunkIndex>> {
-        self.uses += 1;
-        let entry = self.indexes.entry(chunk).or_default();
-        entry.used = self.uses;
-        entry.index.clone()
-    }
-
-    /// Takes how large an index is now, and lets go of others.
-    fn grown(&mut self, chunk: ChunkKey, bytes: usize) {
-        let Some(entry) = self.indexes.get_mut(&chunk) else { return };
-        self.bytes = self.bytes - entry.bytes + bytes;
-        entry.bytes = bytes;
-        while self.bytes > INDEXES_BYTES_MAX {
-            let oldest = self.indexes.iter().min_by_key(|(_, entry)| entry.used).map(|(chunk, _)| *chunk);
-            let Some(old) = oldest.and_then(|oldest| self.indexes.remove(&oldest)) else { return };
-            self.bytes -= old.bytes;
-        }
+impl Default for ChunkIndexes {
+    fn default() -> Self {
+        Self { kept: Mutex::new(Lru::new(INDEXES_BYTES_MAX)) }
     }
 }
 
 impl ChunkIndexes {
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, Lru<ChunkKey, Arc<Mutex<ChunkIndex>>>> {
         self.kept.lock().expect("nobody panics with the indexes in hand")
+    }
+
+    /// A chunk's index, which whoever reads the chunk shares.
+    fn open(&self, chunk: ChunkKey) -> Arc<Mutex<ChunkIndex>> {
+        let mut kept = self.lock();
+        if let Some(index) = kept.get(&chunk) {
+            return index.clone();
+        }
+        let index = Arc::default();
+        kept.put(chunk, Arc::clone(&index), INDEX_BYTES);
+        index
     }
 
     /// Returns where the events of players with these times may be in a chunk, as a view holds it, in order of seq.
@@ -166,7 +148,7 @@ impl ChunkIndexes {
         time_ms: &Range<i64>,
     ) -> Result<Vec<Place>> {
         let key = (keyspace, ChunkId(chunk.id));
-        let index = self.lock().open(key);
+        let index = self.open(key);
         let (mut found, bytes) = {
             let mut index = index.lock().expect("nobody panics with an index in hand");
             index.grow(reader, keyspace, chunk)?;
@@ -174,7 +156,7 @@ impl ChunkIndexes {
             players.iter().for_each(|player| index.find(chunk, Token::of(player), time_ms, &mut found));
             (found, index.bytes())
         };
-        self.lock().grown(key, bytes);
+        self.lock().put(key, index, bytes);
         found.sort_unstable();
         found.dedup();
         Ok(found)

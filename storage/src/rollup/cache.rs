@@ -6,7 +6,6 @@
 //! of its own view that are not.
 
 use std::{
-    collections::HashMap,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -16,6 +15,7 @@ use galoo_proto::{Keyspace, RollupId};
 use super::{Definition, merged::Merged, partial::Partial};
 use crate::{
     Result,
+    lru::Lru,
     view::{Source, View},
 };
 
@@ -69,59 +69,30 @@ impl Value {
 }
 
 /// Partials and merged cells, kept between reads: a dashboard that refreshes folds only what is new.
-#[derive(Default)]
 pub struct RollupCache {
-    limits: Limits,
-    kept: Mutex<Kept>,
+    merged_bytes_max: usize,
+    kept: Mutex<Lru<Key, Value>>,
+}
+
+impl Default for RollupCache {
+    fn default() -> Self {
+        Self::new(Limits::default())
+    }
 }
 
 impl std::fmt::Debug for RollupCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RollupCache").field("bytes", &self.lock().bytes).finish_non_exhaustive()
-    }
-}
-
-#[derive(Default)]
-struct Kept {
-    entries: HashMap<Key, Entry>,
-    bytes: usize,
-    uses: u64,
-}
-
-struct Entry {
-    value: Value,
-    bytes: usize,
-    used: u64,
-}
-
-impl Kept {
-    fn get(&mut self, key: &Key) -> Option<&Value> {
-        self.uses += 1;
-        let entry = self.entries.get_mut(key)?;
-        entry.used = self.uses;
-        Some(&entry.value)
-    }
-
-    fn put(&mut self, key: Key, value: Value, bytes: usize, bytes_max: usize) {
-        self.bytes += bytes;
-        if let Some(old) = self.entries.insert(key, Entry { value, bytes, used: self.uses }) {
-            self.bytes -= old.bytes;
-        }
-        while self.bytes > bytes_max {
-            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone());
-            let Some(old) = oldest.and_then(|oldest| self.entries.remove(&oldest)) else { return };
-            self.bytes -= old.bytes;
-        }
+        f.debug_struct("RollupCache").field("bytes", &self.lock().size()).finish_non_exhaustive()
     }
 }
 
 impl RollupCache {
     /// Makes an empty cache.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, kept: Mutex::default() }
+        Self { merged_bytes_max: limits.merged_bytes_max, kept: Mutex::new(Lru::new(limits.bytes_max)) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, Lru<Key, Value>> {
         self.kept.lock().expect("nobody panics with the cache in hand")
     }
 
@@ -135,7 +106,7 @@ impl RollupCache {
         let bytes = value.bytes();
         let mut kept = self.lock();
         if !kept.get(&key).is_some_and(is_newer) {
-            kept.put(key, value, bytes, self.limits.bytes_max);
+            kept.put(key, value, bytes);
         }
     }
 
@@ -192,10 +163,10 @@ impl RollupCache {
         }
         let merged = match known {
             Some(merged) if !merged.is_far_behind(definition, views)? => Some(Merged::clone(&merged)),
-            _ => Merged::read(definition, views, &buckets_ms, self.limits.merged_bytes_max)?,
+            _ => Merged::read(definition, views, &buckets_ms, self.merged_bytes_max)?,
         };
         let merged = match merged {
-            Some(merged) => merged.advance(definition, views, self, self.limits.merged_bytes_max)?.map(Arc::new),
+            Some(merged) => merged.advance(definition, views, self, self.merged_bytes_max)?.map(Arc::new),
             None => None,
         };
         let is_newer = |there: &Value| match (there, &merged) {

@@ -1,7 +1,7 @@
 //! The files of a node's segments: where they are, which are open, and which belong to nobody.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -10,7 +10,7 @@ use std::{
 use galoo_proto::{Keyspace, SegmentId, record};
 
 use super::read::SegmentFile;
-use crate::{Error, Result};
+use crate::{Error, Result, lru::Lru};
 
 /// Segments that are kept open; beyond it the one used longest ago is closed (a reader that holds it goes on).
 const OPEN_SEGMENTS_MAX: usize = 4_096;
@@ -21,17 +21,13 @@ pub struct SegmentFiles {
     open: Mutex<OpenFiles>,
 }
 
-#[derive(Default)]
-struct OpenFiles {
-    files: HashMap<(Keyspace, SegmentId), (Arc<SegmentFile>, u64)>,
-    uses: u64,
-}
+type OpenFiles = Lru<(Keyspace, SegmentId), Arc<SegmentFile>>;
 
 impl SegmentFiles {
     /// Takes the folder, which is made when it is missing.
     pub fn new(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))?;
-        Ok(Self { folder: folder.to_owned(), open: Mutex::default() })
+        Ok(Self { folder: folder.to_owned(), open: Mutex::new(Lru::new(OPEN_SEGMENTS_MAX)) })
     }
 
     /// Returns a segment's path.
@@ -42,11 +38,11 @@ impl SegmentFiles {
     /// Opens the file of a record, or returns it when it is open.
     pub(crate) fn open(&self, keyspace: Keyspace, record: &record::Segment) -> Result<Arc<SegmentFile>> {
         let id = SegmentId(record.id);
-        if let Some(file) = self.lock().find(keyspace, id) {
-            return Ok(file);
+        if let Some(file) = self.lock().get(&(keyspace, id)) {
+            return Ok(file.clone());
         }
         let file = Arc::new(SegmentFile::open(&self.path(keyspace, id), record)?);
-        self.lock().insert(keyspace, id, file.clone());
+        self.lock().put((keyspace, id), file.clone(), 1);
         Ok(file)
     }
 
@@ -74,7 +70,7 @@ impl SegmentFiles {
 
     /// Removes all files of a keyspace whose records are gone for good.
     pub fn remove_keyspace(&self, keyspace: Keyspace) -> Result<()> {
-        self.lock().files.retain(|(of, _), _| *of != keyspace);
+        self.lock().retain(|(of, _)| *of != keyspace);
         let folder = self.folder.join(keyspace.to_string());
         match fs::remove_dir_all(&folder) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("remove", &folder, source)),
@@ -84,24 +80,6 @@ impl SegmentFiles {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, OpenFiles> {
         self.open.lock().expect("a thread that held the open segments panicked")
-    }
-}
-
-impl OpenFiles {
-    fn find(&mut self, keyspace: Keyspace, segment: SegmentId) -> Option<Arc<SegmentFile>> {
-        self.uses += 1;
-        let (file, used) = self.files.get_mut(&(keyspace, segment))?;
-        *used = self.uses;
-        Some(file.clone())
-    }
-
-    fn insert(&mut self, keyspace: Keyspace, segment: SegmentId, file: Arc<SegmentFile>) {
-        if self.files.len() >= OPEN_SEGMENTS_MAX
-            && let Some(oldest) = self.files.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key)
-        {
-            self.files.remove(&oldest);
-        }
-        self.files.insert((keyspace, segment), (file, self.uses));
     }
 }
 
