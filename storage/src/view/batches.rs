@@ -104,7 +104,8 @@ impl ChunkBatches {
             None => {
                 let next = Seq(chunk.first_seq.max(*filter.seqs.start()));
                 let last = Seq(chunk.last_seq.min(*filter.seqs.end()));
-                Left::All { run: view.run_of(id, next)?, next, last }
+                let run = if next.0 > chunk.first_seq { view.run_of(id, next)? } else { next };
+                Left::All { run, next, last }
             }
         };
         Ok(Self { view, columns: columns.clone(), filter: filter.clone(), chunk: id, left })
@@ -126,7 +127,10 @@ impl ChunkBatches {
                     }
                     for event in run {
                         let event = event?;
-                        if event.seq == *next && event.seq <= *last && !page.is_full() {
+                        if next > last || page.is_full() {
+                            break;
+                        }
+                        if event.seq == *next {
                             page.take(&event)?;
                             next.0 += 1;
                         }
@@ -141,7 +145,10 @@ impl ChunkBatches {
                     let value = view.reader.get(Family::Chunks, &key)?.ok_or_else(|| missing(begin))?;
                     for event in Run::of(&key, &value)? {
                         let event = event?;
-                        if !page.is_full() && places.next_if(|place| place.seq == event.seq).is_some() {
+                        if page.is_full() {
+                            break;
+                        }
+                        if places.next_if(|place| place.seq == event.seq).is_some() {
                             page.take(&event)?;
                         }
                     }

@@ -75,14 +75,14 @@ impl View {
 
     /// Returns the events with a seq above `after` that pass the filter, in order of seq.
     pub fn events_after(&self, after: Seq, filter: EventFilter) -> Events {
-        Events { view: self.clone(), filter: Arc::new(filter), after, page: Vec::new().into_iter() }
+        Events { view: self.clone(), filter, after, page: Vec::new().into_iter() }
     }
 }
 
 /// A shard's events in order of seq. One source is decoded at a time.
 pub struct Events {
     view: View,
-    filter: Arc<EventFilter>,
+    filter: EventFilter,
     after: Seq,
     page: std::vec::IntoIter<StoredEvent>,
 }
@@ -93,7 +93,7 @@ impl Events {
         let Some(source) = next else { return Ok(false) };
         let columns: Arc<[Column]> = Column::EVENT.into();
         let seqs = (self.after.0 + 1).max(*self.filter.seqs.start())..=*self.filter.seqs.end();
-        let filter = Arc::new(EventFilter { seqs, ..EventFilter::clone(&self.filter) });
+        let filter = Arc::new(EventFilter { seqs, ..self.filter.clone() });
         let mut page = Vec::new();
         for batch in self.view.source_batches(&source, &columns, &filter)? {
             page.extend(stored_events(self.view.shard(), &batch?));
