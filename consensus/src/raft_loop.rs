@@ -38,13 +38,18 @@ impl Timing {
     /// A function of seed, group, node and term alone.
     pub(crate) fn election_timeout(&self, group: GroupId, node: u64, term: u64) -> usize {
         let mut state = self.seed ^ group.0.rotate_left(17) ^ node.rotate_left(31) ^ term.rotate_left(47);
-        // splitmix64 (Steele et al. 2014)
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let spread = self.election_ticks as u64;
-        self.election_ticks + usize::try_from((state ^ (state >> 31)) % spread).unwrap_or(0)
+        self.election_ticks + usize::try_from(splitmix64(&mut state) % spread).unwrap_or(0)
     }
+}
+
+/// The next number of a sequence (Steele et al. 2014).
+pub(crate) fn splitmix64(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut mixed = *state;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 /// First half of a turn.

@@ -14,6 +14,7 @@ use super::SharedLog;
 use crate::{
     GroupId,
     log_store::{GroupRecord, GroupWrite, LogStore},
+    raft_loop::splitmix64,
 };
 
 const FOLDER: &str = "GALOO_TEST_LOG_FOLDER";
@@ -61,12 +62,7 @@ fn entry(index: u64) -> Entry {
 }
 
 fn random(state: &mut u64, below: u64) -> u64 {
-    // splitmix64 (Steele et al. 2014)
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut mixed = *state;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (mixed ^ (mixed >> 31)) % below
+    splitmix64(state) % below
 }
 
 /// The process that is killed: group 1 is written rarely, the others all the time; each is cut now and then.
