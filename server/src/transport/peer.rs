@@ -51,16 +51,21 @@ pub struct NotSent(pub NodeId);
 pub struct Peer {
     id: NodeId,
     addr: watch::Sender<String>,
-    /// Where the cluster said last that it is.
-    told: Mutex<String>,
-    /// Where the node said last itself that it is.
-    seen: Mutex<Option<String>>,
+    places: Mutex<Places>,
     stated: Arc<Stated>,
     outbox: Outbox,
     commands: mpsc::UnboundedSender<Forward>,
     channel: watch::Sender<Option<Channel>>,
     /// The other node was heard: it is worth a try to connect.
     heard: Notify,
+}
+
+/// Where another node may be.
+struct Places {
+    /// Where the cluster said last that it is.
+    told: String,
+    /// Where it said last itself that it is.
+    seen: Option<String>,
 }
 
 /// A command on its way to the node that leads its group.
@@ -152,8 +157,7 @@ impl Peer {
         let peer = Arc::new(Self {
             id,
             addr: watch::channel(addr.clone()).0,
-            told: Mutex::new(addr),
-            seen: Mutex::default(),
+            places: Mutex::new(Places { told: addr, seen: None }),
             stated,
             outbox: Outbox::default(),
             commands,
@@ -182,13 +186,17 @@ impl Peer {
     /// Takes where the cluster says that it is. What is only said again changes nothing, and a connection that stands is
     /// kept: the node may have been seen elsewhere, before the cluster heard of it.
     pub(super) fn told(&self, addr: String) {
-        let mut told = self.told.lock().expect("nobody panics with the address in hand");
-        if *told != addr {
-            told.clone_from(&addr);
+        let mut places = self.places();
+        if places.told != addr {
+            places.told.clone_from(&addr);
             if !self.is_connected() {
                 self.move_to(addr);
             }
         }
+    }
+
+    fn places(&self) -> std::sync::MutexGuard<'_, Places> {
+        self.places.lock().expect("nobody panics with the places in hand")
     }
 
     fn move_to(&self, addr: String) {
@@ -200,19 +208,19 @@ impl Peer {
     }
 
     pub(super) fn seen_at(&self, addr: &str) {
-        *self.seen.lock().expect("nobody panics with the address in hand") = Some(addr.to_owned());
+        self.places().seen = Some(addr.to_owned());
         self.move_to(addr.to_owned());
         self.heard.notify_one();
     }
 
     /// Goes over to the other place where the node may be: it is not known whether the cluster or the node spoke last.
     pub(super) fn try_elsewhere(&self, tried: &str) {
-        let told = self.told.lock().expect("nobody panics with the address in hand").clone();
-        let seen = self.seen.lock().expect("nobody panics with the address in hand").clone();
+        let places = self.places();
         if self.addr() == tried
-            && let Some(other) = [Some(told), seen].into_iter().flatten().find(|addr| addr != tried)
+            && let Some(other) =
+                [Some(&places.told), places.seen.as_ref()].into_iter().flatten().find(|addr| *addr != tried)
         {
-            self.move_to(other);
+            self.move_to(other.clone());
         }
     }
 
