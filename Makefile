@@ -32,7 +32,7 @@ setup: ## install what the build and the tests need (Debian; root or sudo)
 	@.ci/setup
 
 build: setup ## the optimised binary, at bin/galoo
-	cargo build $(CARGO_FLAGS) --workspace
+	cargo build $(CARGO_FLAGS) --workspace --bin galoo
 	@mkdir -p bin && install -m 755 $(CARGO_TARGET_DIR)/release/galoo bin/galoo && bin/galoo --version
 
 demo: build ## three nodes, a million events, a kill -9, answers and proofs; DATA=file loads that, ONCE=1 ends by itself
@@ -51,6 +51,7 @@ test: lint unit ## everything that must hold: lints, docs, unit, property and pr
 
 bench: build ## the figures of docs/benchmarks.md; ONLY=load, rollup, reads or writes for some of them
 	@.ci/setup bench
+	cargo build $(CARGO_FLAGS) --workspace --bins
 	$(GALOO_PYTHON) bench/run.py bin/galoo $(CARGO_TARGET_DIR)/release/galoo-bench $(CARGO_TARGET_DIR)/release/galoo-workload \
 		$(or $(DATA),$(or $(GALOO_SHARED),../shared)/data/sc2.ndjson.zst) $(ONLY)
 
