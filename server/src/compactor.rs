@@ -17,6 +17,7 @@ use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
 use crate::{
+    background,
     machine::Machine,
     node::{Node, NodeError, unix_ms},
 };
@@ -98,11 +99,11 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow
                 Err(failure) => return Err(failure.into()),
             },
             Choice::Seal(_) => {}
-            Choice::Build { first, last } => {
+            Choice::Build { first, last, gives_way } => {
                 let (view, files) = (view.clone(), node.files().clone());
                 let started = Instant::now();
-                let built =
-                    spawn_blocking(move || compaction::build_segment(&view, &files, keyspace, first, last)).await??;
+                let build = move || compaction::build_segment(&view, &files, keyspace, first, last);
+                let built = background::run(gives_way, build).await??;
                 let engine = node.engine().clone();
                 let rows = built.rows;
                 let committed = node

@@ -235,6 +235,7 @@ impl Config {
                     1_024,
                     256 * MIB,
                 )?,
+                backlog_bytes_max: policy.backlog_bytes_max,
             },
             disk_reserve_bytes: within("storage.disk_reserve_bytes", storage.disk_reserve_bytes, GIB, 0, 1_024 * GIB)?,
             log_bytes: within("storage.log_bytes", storage.log_bytes, 256 * MIB, MIB, 1_024 * GIB)?,

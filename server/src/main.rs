@@ -1,5 +1,6 @@
 //! `galoo`: the server and its command line, one binary.
 
+mod background;
 mod cli;
 mod compactor;
 mod config;

@@ -32,6 +32,8 @@ pub struct Policy {
     pub segment_age_ms: u64,
     /// A segment takes chunks until it has so many bytes: its builder holds them in memory.
     pub segment_bytes_max: u64,
+    /// Building segments gives way to everything else until sealed chunks of so many bytes wait for it.
+    pub backlog_bytes_max: u64,
 }
 
 impl Default for Policy {
@@ -42,6 +44,7 @@ impl Default for Policy {
             segment_bytes_min: 4 << 20,
             segment_age_ms: 600_000,
             segment_bytes_max: 32 << 20,
+            backlog_bytes_max: 256 << 20,
         }
     }
 }
@@ -57,6 +60,8 @@ pub enum Choice {
         first: ChunkId,
         /// The last chunk.
         last: ChunkId,
+        /// Whether what callers wait for comes first.
+        gives_way: bool,
     },
 }
 
@@ -81,7 +86,9 @@ pub fn choose(policy: &Policy, open: &record::Chunk, chunks: &[record::Chunk], n
         if let Some(last) = taken.last()
             && (bytes >= policy.segment_bytes_min || age_ms(first.sealed_hlc) >= policy.segment_age_ms)
         {
-            choices.push(Choice::Build { first: ChunkId(first.id), last: ChunkId(last.id) });
+            let backlog: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
+            let gives_way = backlog <= policy.backlog_bytes_max;
+            choices.push(Choice::Build { first: ChunkId(first.id), last: ChunkId(last.id), gives_way });
         }
     }
     choices
@@ -214,6 +221,7 @@ mod tests {
             segment_bytes_min: 50,
             segment_age_ms: 600,
             segment_bytes_max: 150,
+            backlog_bytes_max: 1_000,
         };
         let open = record::Chunk {
             id: 9,
@@ -228,7 +236,7 @@ mod tests {
 
     #[test]
     fn chunks_are_sealed_by_size_or_age_and_built_in_batches() {
-        let build = |first, last| Choice::Build { first: ChunkId(first), last: ChunkId(last) };
+        let build = |first, last| Choice::Build { first: ChunkId(first), last: ChunkId(last), gives_way: true };
         let seal = Choice::Seal(ChunkId(9));
         assert_eq!(choices(99, 0, &[], 59), vec![]);
         assert_eq!(choices(100, 0, &[], 59), vec![seal.clone()]);
@@ -238,6 +246,8 @@ mod tests {
         assert_eq!(choices(1, 0, &[chunk(1, 100, 0), chunk(2, 60, 0)], 1), vec![build(1, 1)], "two would be too large");
         assert_eq!(choices(1, 0, &[chunk(1, 900, 0)], 1), vec![build(1, 1)], "one is taken whatever its size");
         assert_eq!(choices(1, 599, &[chunk(1, 1, 0)], 600), vec![build(1, 1)], "old");
+        let behind = Choice::Build { first: ChunkId(1), last: ChunkId(1), gives_way: false };
+        assert_eq!(choices(1, 0, &[chunk(1, 900, 0), chunk(2, 101, 0)], 1), vec![behind], "too much waits");
     }
 
     #[test]
