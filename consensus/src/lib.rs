@@ -62,19 +62,26 @@ pub struct Entry<'a> {
 
 /// What is replicated: applies entries in order and says how far that survives a crash.
 ///
-/// Runs on a thread of its own and owns its state. An error stops the group on this node.
+/// Runs on a thread of its own and owns its state. Entries are *staged*: their effects are worked out and put into a
+/// batch, which the caller writes, for several machines at once. All of a batch survives a crash or none. An error, and a
+/// batch that could not be written, stop the group on this node.
 pub trait StateMachine: Send {
     /// What a command answers.
     type Answer: Send;
+    /// Changes that are written together.
+    type Batch: Default;
     /// What stops the machine.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Index of the last applied entry.
+    /// Index of the last staged entry.
     fn applied(&self) -> u64;
 
-    /// Applies the entries behind the last one and returns an answer for each of their commands, in order: all of them
-    /// survive a crash or none. Deterministic in (state, entries), however many come together.
-    fn apply(&mut self, entries: &[Entry<'_>]) -> Result<Vec<Self::Answer>, Self::Error>;
+    /// Works out the entries behind the last one, and returns an answer for each of their commands, in order.
+    /// Deterministic in (state, entries), however many come together. After an error the batch is as it was.
+    fn stage(&mut self, entries: &[Entry<'_>], batch: &mut Self::Batch) -> Result<Vec<Self::Answer>, Self::Error>;
+
+    /// Shows what was staged to those who watch, once the batch is written.
+    fn publish(&mut self);
 
     /// Index up to which entries need not be applied again after a crash.
     fn persisted(&self) -> Result<u64, Self::Error>;

@@ -29,6 +29,47 @@ const DEAD_BYTES_MAX: u64 = 512 << 20;
 /// When nothing became a segment for so long, what lies dead is swept however little it is.
 const SWEEP_DELAY: Duration = Duration::from_secs(10);
 
+/// After a segment was built while callers write, building rests for so many times as long as it took: on a machine
+/// whose cores share their caches and units, a thread that only uses what is left slows the others down too.
+const REST: u32 = 15;
+/// Log entries a second that are callers who write.
+const BUSY_ENTRIES: u128 = 400;
+
+/// How building segments gives way.
+struct Pace {
+    /// Log entries that the node's shards had applied when the round before began, and so far in this one.
+    before: u64,
+    applied: u64,
+    began: Instant,
+    /// Callers write.
+    busy: bool,
+    rests_until: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { before: 0, applied: 0, began: now, busy: true, rests_until: now }
+    }
+
+    /// A round over the shards begins.
+    fn round(&mut self) {
+        let entries = u128::from(self.applied.saturating_sub(self.before));
+        let elapsed_ms = self.began.elapsed().as_millis().max(1);
+        self.busy = entries * 1_000 >= elapsed_ms * BUSY_ENTRIES;
+        (self.before, self.applied, self.began) = (self.applied, 0, Instant::now());
+    }
+
+    fn rests(&self) -> bool {
+        self.busy && Instant::now() < self.rests_until
+    }
+
+    /// A segment was built in such a time.
+    fn built(&mut self, took: Duration) {
+        self.rests_until = Instant::now() + took * REST;
+    }
+}
+
 /// What a round did for a shard.
 #[derive(Default)]
 struct Done {
@@ -42,10 +83,12 @@ struct Done {
 pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool>) {
     let (mut dead_bytes, mut dropped_at) = (0, Instant::now());
     let mut flushed_at_bytes = 0;
+    let mut pace = Pace::new();
     loop {
         let mut more = false;
+        pace.round();
         for (shard, keyspace) in node.open_shards() {
-            match compact(&node, shard, keyspace).await {
+            match compact(&node, shard, keyspace, &mut pace).await {
                 Ok(done) => {
                     more |= done.covered;
                     if done.dropped_bytes > 0 {
@@ -75,13 +118,14 @@ pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool
 }
 
 /// Does what is chosen for a shard.
-async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow::Result<Done> {
+async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mut Pace) -> anyhow::Result<Done> {
     let mut done = Done::default();
     let view = match node.stale_view(shard) {
         // Nothing is applied here yet.
         Err(error) if error.is_passing() => return Ok(done),
         view => view?,
     };
+    pace.applied += view.state().applied;
     let mut chunks: Vec<_> = Vec::new();
     let open = view.state().open.unwrap_or_default();
     for source in view.sources()? {
@@ -99,11 +143,13 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace) -> anyhow
                 Err(failure) => return Err(failure.into()),
             },
             Choice::Seal(_) => {}
+            Choice::Build { gives_way: true, .. } if pace.rests() => {}
             Choice::Build { first, last, gives_way } => {
                 let (view, files) = (view.clone(), node.files().clone());
                 let started = Instant::now();
                 let build = move || compaction::build_segment(&view, &files, keyspace, first, last);
                 let built = background::run(gives_way, build).await??;
+                pace.built(started.elapsed());
                 let engine = node.engine().clone();
                 let rows = built.rows;
                 let committed = node

@@ -96,10 +96,9 @@ enum Input {
         group: GroupId,
         reply: Reply<u64>,
     },
-    /// A message of another node; the permit is its share of what may wait here.
+    /// Messages of another node; the permit is their share of what may wait here.
     Step {
-        group: GroupId,
-        message: Box<wire::Message>,
+        messages: Vec<(GroupId, wire::Message)>,
         _permit: OwnedSemaphorePermit,
     },
     Cut {
@@ -210,6 +209,7 @@ impl Driver {
             tickets: 0,
             wrote_at: None,
             to_write: 0,
+            crowded: false,
         };
         threads.push(spawn("raft".to_owned(), move || raft_thread.run(&received))?);
         Ok(Self { inputs, apply, roles, store, threads: Arc::new(std::sync::Mutex::new(threads)) })
@@ -252,9 +252,9 @@ impl Driver {
         answer.await.unwrap_or(Err(DriveError::NotReady("it is not on this node")))
     }
 
-    /// Takes a message of another node; `permit` is its share of what may wait.
-    pub fn step(&self, group: GroupId, message: wire::Message, permit: OwnedSemaphorePermit) {
-        self.send(Input::Step { group, message: Box::new(message), _permit: permit });
+    /// Takes messages of another node that came together; `permit` is their share of what may wait.
+    pub fn step(&self, messages: Vec<(GroupId, wire::Message)>, permit: OwnedSemaphorePermit) {
+        self.send(Input::Step { messages, _permit: permit });
     }
 
     /// The frozen state of this name, while the group offers it; it is not given up for being idle.

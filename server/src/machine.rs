@@ -49,6 +49,7 @@ pub enum MachineError {
 
 impl StateMachine for Machine {
     type Answer = Answer;
+    type Batch = WriteBatch;
     type Error = MachineError;
 
     fn applied(&self) -> u64 {
@@ -58,14 +59,21 @@ impl StateMachine for Machine {
         }
     }
 
-    fn apply(&mut self, entries: &[Entry<'_>]) -> Result<Vec<Answer>, MachineError> {
+    fn stage(&mut self, entries: &[Entry<'_>], batch: &mut WriteBatch) -> Result<Vec<Answer>, MachineError> {
         Ok(match self {
             Self::Shard(shard) => {
                 let entries = entries.iter().map(|entry| (entry.index, entry.commands.as_slice()));
-                shard.apply_all(entries)?.into_iter().map(Answer::Shard).collect()
+                shard.stage(entries, batch)?.into_iter().map(Answer::Shard).collect()
             }
-            Self::Meta(meta) => meta.apply(entries)?.into_iter().map(Answer::Meta).collect(),
+            Self::Meta(meta) => meta.stage(entries, batch)?.into_iter().map(Answer::Meta).collect(),
         })
+    }
+
+    fn publish(&mut self) {
+        match self {
+            Self::Shard(shard) => shard.publish(),
+            Self::Meta(meta) => meta.publish(),
+        }
     }
 
     fn persisted(&self) -> Result<u64, MachineError> {
@@ -177,26 +185,27 @@ impl MetaMachine {
         Ok(Self { engine: self.engine.clone(), keyspace, applied, state, changed: self.changed.clone() })
     }
 
-    fn apply(&mut self, entries: &[Entry<'_>]) -> Result<Vec<MetaOutcome>, MachineError> {
-        let mut batch = WriteBatch::default();
+    fn stage(&mut self, entries: &[Entry<'_>], batch: &mut WriteBatch) -> Result<Vec<MetaOutcome>, MachineError> {
         let mut outcomes = Vec::new();
-        let mut applied = self.applied;
+        let mut changed = WriteBatch::default();
         for entry in entries {
-            assert!(entry.index == applied + 1, "INV-S2: {} applied after {applied}", entry.index);
-            applied = entry.index;
+            assert!(entry.index == self.applied + 1, "INV-S2: {} applied after {}", entry.index, self.applied);
+            self.applied = entry.index;
             for command in &entry.commands {
                 let (outcome, changes) = self.state.apply(command)?;
-                put_records(&mut batch, self.keyspace, changes);
+                put_records(&mut changed, self.keyspace, changes);
                 outcomes.push(outcome);
             }
         }
-        batch.put(Family::Meta, key(self.keyspace, APPLIED, &[]), applied.to_be_bytes().to_vec());
-        self.engine.write(batch)?;
-        self.applied = applied;
+        changed.put(Family::Meta, key(self.keyspace, APPLIED, &[]), self.applied.to_be_bytes().to_vec());
+        batch.append(changed);
+        Ok(outcomes)
+    }
+
+    fn publish(&self) {
         if self.changed.borrow().version() != self.state.version() {
             self.changed.send_replace(Arc::new(self.state.clone()));
         }
-        Ok(outcomes)
     }
 
     fn persisted(&self) -> Result<u64, MachineError> {

@@ -11,13 +11,13 @@
 mod peer;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 
 use galoo_consensus::{GroupId, wire};
-use galoo_proto::NodeId;
+use galoo_proto::{NodeId, peer::RaftMessage};
 use tokio::{sync::Semaphore, task::AbortHandle};
 use tonic::{
     Request, Status,
@@ -155,9 +155,22 @@ impl Transport {
         peers
     }
 
-    /// Hands a Raft message over to be sent; returns whether it was taken.
-    pub fn send(&self, group: GroupId, message: &wire::Message) -> bool {
-        self.peer(NodeId(message.to)).is_some_and(|peer| peer.send(group, wire::encode(message)))
+    /// Hands Raft messages over to be sent, those to one node together; returns the dropped ones' groups and nodes.
+    pub fn send(&self, messages: Vec<(GroupId, wire::Message)>) -> Vec<(GroupId, NodeId)> {
+        let mut by_node: BTreeMap<NodeId, Vec<RaftMessage>> = BTreeMap::new();
+        for (group, message) in messages {
+            let encoded = RaftMessage { group: group.0, message: wire::encode(&message).into() };
+            by_node.entry(NodeId(message.to)).or_default().push(encoded);
+        }
+        let mut dropped = Vec::new();
+        for (node, messages) in by_node {
+            let of_node = match self.peer(node) {
+                Some(peer) => peer.send(messages),
+                None => messages.iter().map(|message| GroupId(message.group)).collect(),
+            };
+            dropped.extend(of_node.into_iter().map(|group| (group, node)));
+        }
+        dropped
     }
 
     /// Checks what an incoming call states and returns who calls.

@@ -85,6 +85,16 @@ impl WriteBatch {
         self.changes.push(Change::DeleteRange(family, range));
     }
 
+    /// Puts another batch's changes behind these.
+    pub fn append(&mut self, other: Self) {
+        self.changes.extend(other.changes);
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
     /// The changes in order.
     pub fn changes(&self) -> &[Change] {
         &self.changes

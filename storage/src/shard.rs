@@ -33,7 +33,7 @@ pub(crate) use self::events::read_properties;
 use self::turn::{Turn, Written};
 use crate::{
     Error, Result,
-    engine::{Engine, Family},
+    engine::{Engine, Family, WriteBatch},
     key,
     properties::Kinds,
 };
@@ -152,6 +152,23 @@ impl Shard {
     /// # Errors
     /// As [`Shard::apply`]; then none of the entries is applied.
     pub fn apply_all<'c>(&mut self, entries: impl IntoIterator<Item = (u64, &'c [&'c [u8]])>) -> Result<Vec<Outcome>> {
+        let mut batch = WriteBatch::default();
+        let outcomes = self.stage(entries, &mut batch)?;
+        self.engine.write(batch)?;
+        self.publish();
+        Ok(outcomes)
+    }
+
+    /// Works out committed entries that follow each other, and puts what is to be written behind what is in the batch
+    /// already: other shards' changes, which are written with it. [`Shard::publish`] when it is written.
+    ///
+    /// # Errors
+    /// As [`Shard::apply`]; then the batch is as it was. A batch that is not written stops the shard too.
+    pub fn stage<'c>(
+        &mut self,
+        entries: impl IntoIterator<Item = (u64, &'c [&'c [u8]])>,
+        batch: &mut WriteBatch,
+    ) -> Result<Vec<Outcome>> {
         let mut turn = Turn::new(self);
         let mut outcomes = Vec::new();
         for (index, commands) in entries {
@@ -160,14 +177,18 @@ impl Shard {
                 outcomes.push(turn.take(command)?);
             }
         }
-        let Written { state, batch, new_properties, producers } = turn.finish();
-        self.engine.write(batch)?;
+        let Written { state, batch: changes, new_properties, producers } = turn.finish();
+        batch.append(changes);
         self.state = state;
         self.properties.extend(new_properties);
         self.keep(producers);
+        Ok(outcomes)
+    }
+
+    /// Tells those who watch the shard how far it is, once what was staged is written.
+    pub fn publish(&self) {
         self.progress.last_seq.store(self.state.last_seq, Ordering::Release);
         self.progress.applied.store(self.state.applied, Ordering::Release);
-        Ok(outcomes)
     }
 
     /// Keeps producers in memory as they were just written.

@@ -1,7 +1,6 @@
 //! An apply thread: owns state machines, applies what is committed in order, and runs jobs between two entries.
 //!
-//! Entries of a group that wait behind each other are applied together, in one write: a thread that falls behind pays less
-//! for each.
+//! What waits is applied together, in one write for all groups of the thread: one that falls behind pays less for each.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,6 +10,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender};
 use galoo_consensus::{Committed, Entry, GroupId, StateMachine, entry, raft_loop::Offer};
 use galoo_proto::{Keyspace, ShardId};
+use galoo_storage::engine::WriteBatch;
 use tracing::{error, info};
 
 use super::{Applied, Input, Job, Move, Replies, Reply, Store};
@@ -129,34 +129,45 @@ impl ApplyWorker {
         }
     }
 
+    /// Applies what came for all groups in one write.
     fn apply_together(&mut self, together: &mut BTreeMap<GroupId, Vec<(Committed, Replies)>>) {
+        let mut batch = WriteBatch::default();
+        let mut staged = Vec::new();
+        let mut bytes = 0;
         while let Some((group, entries)) = together.pop_first() {
-            let bytes = bytes_of(&entries);
-            self.apply(group, entries);
-            self.applied.backlog.fetch_sub(bytes, Ordering::Relaxed);
+            bytes += bytes_of(&entries);
+            let Some(machine) = self.machines.get_mut(&group) else { continue };
+            match stage(machine, &entries, &mut batch) {
+                Ok(answers) => staged.push((group, entries, answers)),
+                Err(failure) => self.stop(group, &failure),
+            }
+        }
+        let written = if batch.is_empty() { Ok(()) } else { self.store.engine.write(batch) };
+        self.applied.backlog.fetch_sub(bytes, Ordering::Relaxed);
+        if let Err(failure) = written {
+            staged.iter().for_each(|(group, ..)| self.stop(*group, &failure));
+            return;
+        }
+        let mut answered = Vec::new();
+        for (group, entries, answers) in staged {
+            for ((_, replies), answers) in entries.into_iter().zip(answers) {
+                answered.extend(replies.into_iter().zip(answers).filter_map(|(reply, answer)| Some((reply?, answer))));
+            }
+            if let Some(machine) = self.machines.get_mut(&group) {
+                machine.publish();
+            }
+            self.tell(group);
+        }
+        // At once: a connection whose calls went to several groups is woken once, and their answers travel together.
+        for (reply, answer) in answered {
+            let _ = reply.send(Ok(answer));
         }
     }
 
-    fn apply(&mut self, group: GroupId, entries: Vec<(Committed, Replies)>) {
-        let Some(machine) = self.machines.get_mut(&group) else { return };
-        let behind = machine.applied();
-        match apply_entries(machine, &entries) {
-            Ok(answers) => {
-                for ((_, replies), answers) in entries.into_iter().zip(answers) {
-                    for (reply, answer) in replies.into_iter().zip(answers) {
-                        if let Some(reply) = reply {
-                            let _ = reply.send(Ok(answer));
-                        }
-                    }
-                }
-                self.tell(group);
-            }
-            Err(failure) => {
-                error!(%group, behind, %failure, "a command cannot be applied; the group stops on this node");
-                self.machines.remove(&group);
-                self.waiting.remove(&group);
-            }
-        }
+    fn stop(&mut self, group: GroupId, failure: &dyn std::fmt::Display) {
+        let index = self.machines.remove(&group).map(|machine| machine.applied());
+        self.waiting.remove(&group);
+        error!(%group, index, %failure, "a command cannot be applied; the group stops on this node");
     }
 
     /// Tells how far a group is, to Raft and to the reads that wait.
@@ -211,13 +222,17 @@ fn bytes_of(entries: &[(Committed, Replies)]) -> usize {
     entries.iter().map(|(committed, _)| committed.data.len()).sum()
 }
 
-/// Applies entries in one write and returns the answers of each one's commands.
-fn apply_entries(machine: &mut Machine, entries: &[(Committed, Replies)]) -> Result<Vec<Vec<Answer>>, MachineError> {
+/// Stages entries and returns the answers of each one's commands.
+fn stage(
+    machine: &mut Machine,
+    entries: &[(Committed, Replies)],
+    batch: &mut WriteBatch,
+) -> Result<Vec<Vec<Answer>>, MachineError> {
     let mut unpacked = Vec::with_capacity(entries.len());
     for (committed, _) in entries {
         let commands = entry::commands(&committed.data).ok_or(MachineError::Entry)?;
         unpacked.push(Entry { index: committed.index, commands });
     }
-    let mut answers = machine.apply(&unpacked)?.into_iter();
+    let mut answers = machine.stage(&unpacked, batch)?.into_iter();
     Ok(unpacked.iter().map(|entry| answers.by_ref().take(entry.commands.len()).collect()).collect())
 }

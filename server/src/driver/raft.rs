@@ -1,7 +1,7 @@
 //! The Raft thread: turns the loop over all groups.
 //!
 //! Under load it turns at most every [`SPACING`]: what comes meanwhile travels, is written and is applied together. What
-//! comes alone, or after a pause, is written at once.
+//! comes alone behind what came alone, or after a pause, is written at once.
 //!
 //! Messages that need no disk are handed to the transport before the local write begins, the others when it has
 //! returned: a leader's entries are on their way to a majority while it writes its own.
@@ -58,6 +58,8 @@ pub(super) struct RaftThread {
     pub(super) wrote_at: Option<Instant>,
     /// Inputs of this turn that will have to be written.
     pub(super) to_write: usize,
+    /// Whether several were written together last.
+    pub(super) crowded: bool,
 }
 
 impl RaftThread {
@@ -71,16 +73,20 @@ impl RaftThread {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let mut stopped = self.drain(inputs);
-            // What comes alone, and answers to what is under way, wait for nothing.
+            // A caller who awaits each answer waits for nothing else, and neither do answers to what is under way.
+            let alone = self.to_write <= 1 && !self.crowded;
             let since = self.wrote_at.map_or(SPACING, |at| at.elapsed());
-            if self.to_write > 1 && since < SPACING {
+            if self.to_write > 0 && !alone && since < SPACING {
                 std::thread::sleep(SPACING - since);
                 stopped |= self.drain(inputs);
             }
             if stopped {
                 break;
             }
-            self.to_write = 0;
+            if self.to_write > 0 {
+                self.crowded = self.to_write > 1;
+                self.to_write = 0;
+            }
             if Instant::now() >= next_tick {
                 self.raft.tick();
                 ticks += 1;
@@ -159,13 +165,15 @@ impl RaftThread {
                     }
                 }
             }
-            Input::Step { group, message, _permit } => {
-                let brings = wire::entry_bytes(&message);
-                self.to_write += usize::from(brings > 0);
-                if brings > 0 && self.applied.backlog.load(Ordering::Relaxed) > BACKLOG_BYTES_MAX {
-                    metrics::counter!("galoo_raft_messages_dropped_total", "to" => "self").increment(1);
-                } else if let Err(failure) = self.raft.step(group, *message) {
-                    warn!(%group, %failure, "a message of another node is refused");
+            Input::Step { messages, _permit } => {
+                for (group, message) in messages {
+                    let brings = wire::entry_bytes(&message);
+                    self.to_write += usize::from(brings > 0);
+                    if brings > 0 && self.applied.backlog.load(Ordering::Relaxed) > BACKLOG_BYTES_MAX {
+                        metrics::counter!("galoo_raft_messages_dropped_total", "to" => "self").increment(1);
+                    } else if let Err(failure) = self.raft.step(group, message) {
+                        warn!(%group, %failure, "a message of another node is refused");
+                    }
                 }
             }
             Input::Cut { group, persisted } => {
@@ -202,10 +210,8 @@ impl RaftThread {
 
     /// Hands messages to the transport; what it drops is told to Raft, which sends it again.
     fn send(&mut self, messages: Vec<(GroupId, wire::Message)>) {
-        for (group, message) in messages {
-            if !self.transport.send(group, &message) {
-                self.raft.report_unreachable(group, message.to);
-            }
+        for (group, node) in self.transport.send(messages) {
+            self.raft.report_unreachable(group, node.0);
         }
     }
 
@@ -225,6 +231,11 @@ impl RaftThread {
                 self.wrote_at = Some(started);
                 self.log.write(&turn.writes)?;
                 metrics::histogram!("galoo_log_write_seconds").record(started.elapsed().as_secs_f64());
+                for (group, write) in &turn.writes {
+                    if let Some(index) = write.cut {
+                        show_cut(*group, index);
+                    }
+                }
             }
             let effects = self.raft.written();
             self.send(effects.messages);
@@ -284,4 +295,11 @@ impl RaftThread {
     fn hand_on(&self, group: GroupId, input: ApplyInput) {
         let _ = apply_thread(&self.apply, group).send(input);
     }
+}
+
+/// Shows up to where a group's log was cut.
+fn show_cut(group: GroupId, index: u64) {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    let gauge = index as f64;
+    metrics::gauge!("galoo_log_cut_index", "group" => group.0.to_string()).set(gauge);
 }

@@ -94,17 +94,22 @@ impl Outbox {
         self.waiting.lock().expect("nobody panics with the outbox in hand")
     }
 
-    fn push(&self, message: RaftMessage) -> bool {
+    /// Takes messages that travel together as far as there is room; returns the groups of those that it dropped.
+    fn push(&self, messages: Vec<RaftMessage>) -> Vec<GroupId> {
+        let mut dropped = Vec::new();
         let mut waiting = self.lock();
-        let bytes = waiting.bytes + message.message.len();
-        if waiting.closed || bytes > OUTBOX_BYTES_MAX {
-            return false;
+        for message in messages {
+            let bytes = waiting.bytes + message.message.len();
+            if waiting.closed || bytes > OUTBOX_BYTES_MAX {
+                dropped.push(GroupId(message.group));
+            } else {
+                waiting.bytes = bytes;
+                waiting.messages.push_back(message);
+            }
         }
-        waiting.bytes = bytes;
-        waiting.messages.push_back(message);
         drop(waiting);
         self.filled.notify_one();
-        true
+        dropped
     }
 
     /// Drops what waits, and what comes until it is opened again.
@@ -224,13 +229,14 @@ impl Peer {
         }
     }
 
-    /// Hands a Raft message over; false when it was dropped.
-    pub(super) fn send(&self, group: GroupId, message: Vec<u8>) -> bool {
-        let taken = self.outbox.push(RaftMessage { group: group.0, message: message.into() });
-        if !taken {
-            metrics::counter!("galoo_raft_messages_dropped_total", "to" => self.id.to_string()).increment(1);
+    /// Hands Raft messages over; returns the groups of those that were dropped.
+    pub(super) fn send(&self, messages: Vec<RaftMessage>) -> Vec<GroupId> {
+        let dropped = self.outbox.push(messages);
+        if !dropped.is_empty() {
+            let counter = metrics::counter!("galoo_raft_messages_dropped_total", "to" => self.id.to_string());
+            counter.increment(dropped.len() as u64);
         }
-        taken
+        dropped
     }
 
     /// Sends a command to be proposed by the other node; the future that comes back ends with the outcome's bytes.
@@ -418,17 +424,16 @@ mod tests {
     #[tokio::test]
     async fn an_outbox_is_bounded_and_sends_in_order() {
         let outbox = Outbox::default();
-        for bytes in [10, BATCH_BYTES_MAX, 20] {
-            assert!(outbox.push(message(bytes)));
-        }
-        assert!(!outbox.push(message(OUTBOX_BYTES_MAX)), "more than fits is dropped");
+        let push = |sizes: &[usize]| outbox.push(sizes.iter().map(|bytes| message(*bytes)).collect());
+        assert_eq!(push(&[10, BATCH_BYTES_MAX]), []);
+        assert_eq!(push(&[OUTBOX_BYTES_MAX, 20]), [GroupId(1)], "more than fits is dropped, what fits is not");
         let sizes = |batch: RaftBatch| batch.messages.iter().map(|one| one.message.len()).collect::<Vec<_>>();
         assert_eq!(sizes(outbox.batch().await), [10, BATCH_BYTES_MAX]);
         assert_eq!(sizes(outbox.batch().await), [20]);
-        assert!(outbox.push(message(OUTBOX_BYTES_MAX)), "all room is back");
+        assert_eq!(push(&[OUTBOX_BYTES_MAX]), [], "all room is back");
         outbox.close();
-        assert!(!outbox.push(message(1)), "without a connection nothing waits");
+        assert_eq!(push(&[1, 1]), [GroupId(1), GroupId(1)], "without a connection nothing waits");
         outbox.open();
-        assert!(outbox.push(message(OUTBOX_BYTES_MAX)), "what waited is gone");
+        assert_eq!(push(&[OUTBOX_BYTES_MAX]), [], "what waited is gone");
     }
 }

@@ -128,6 +128,9 @@ fn a_node_that_was_long_away_catches_up_from_a_snapshot() {
     let (one, other) = ((away + 1) % 3, (away + 2) % 3);
     let others = format!("{},{}", addrs[one], addrs[other]);
     assert_eq!(report(import(&others, &events))["events_stored"], 4 * LINES);
+    // Group 1 is the meta group.
+    let cut = |node| nodes.metric(node, "galoo_log_cut_index{group=\"2\"}") > 0.0;
+    wait_until("the others have cut what it would need", || (cut(one) && cut(other)).then_some(()));
     nodes.restart(away);
     wait_until("the replica has everything", || {
         let all: Vec<_> = addrs.iter().map(|addr| replicas(addr)).collect();

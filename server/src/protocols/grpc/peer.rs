@@ -8,8 +8,8 @@ use galoo_proto::{
     NodeId,
     peer::{
         IdentifyRequest, IdentifyResponse, JoinRequest, JoinResponse, NotDone, ProposeRequest, ProposeResponse,
-        PullSnapshotRequest, PullSnapshotResponse, RaftBatch, RaftClosed, ReadIndexRequest, ReadIndexResponse,
-        not_done::Reason, peer_server::Peer, propose_response, read_index_response,
+        PullSnapshotRequest, PullSnapshotResponse, RaftBatch, RaftClosed, RaftMessage, ReadIndexRequest,
+        ReadIndexResponse, not_done::Reason, peer_server::Peer, propose_response, read_index_response,
     },
 };
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -68,18 +68,23 @@ impl PeerService {
     }
 }
 
-/// Hands a message on to Raft, once there is room for it.
-async fn step(node: &Node, from: NodeId, message: galoo_proto::peer::RaftMessage) -> Result<(), Status> {
-    let bytes = u32::try_from(message.message.len().clamp(1, INCOMING_BYTES_MAX)).unwrap_or(u32::MAX);
-    let decoded = wire::decode(&message.message);
-    let decoded = decoded.ok_or_else(|| Status::data_loss(format!("a Raft message of {from} is damaged")))?;
-    if decoded.from != from.0 || decoded.to != node.identity().node().0 {
-        let stated = format!("a Raft message of {from} says n{} to n{}", decoded.from, decoded.to);
-        return Err(Status::failed_precondition(stated));
-    }
+/// Hands messages that came together on to Raft, once there is room for them.
+async fn step(node: &Node, from: NodeId, batch: RaftBatch) -> Result<(), Status> {
+    let bytes: usize = batch.messages.iter().map(|message| message.message.len().max(1)).sum();
+    let bytes = u32::try_from(bytes.min(INCOMING_BYTES_MAX)).unwrap_or(u32::MAX);
+    let decode = |message: RaftMessage| {
+        let decoded = wire::decode(&message.message);
+        let decoded = decoded.ok_or_else(|| Status::data_loss(format!("a Raft message of {from} is damaged")))?;
+        if decoded.from != from.0 || decoded.to != node.identity().node().0 {
+            let stated = format!("a Raft message of {from} says n{} to n{}", decoded.from, decoded.to);
+            return Err(Status::failed_precondition(stated));
+        }
+        Ok((GroupId(message.group), decoded))
+    };
+    let messages = batch.messages.into_iter().map(decode).collect::<Result<Vec<_>, _>>()?;
     let room = node.transport().incoming().clone().acquire_many_owned(bytes).await;
     let room = room.map_err(|_closed| Status::unavailable("the node is stopping"))?;
-    node.driver().step(GroupId(message.group), decoded, room);
+    node.driver().step(messages, room);
     Ok(())
 }
 
@@ -105,9 +110,7 @@ impl Peer for PeerService {
                 _ = stopping.wait_for(|stopping| *stopping) => None,
             };
             let Some(batch) = batch else { return Ok(Response::new(RaftClosed {})) };
-            for message in batch.messages {
-                step(node, from, message).await?;
-            }
+            step(node, from, batch).await?;
         }
     }
 
