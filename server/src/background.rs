@@ -4,8 +4,8 @@ use rustix::process::setpriority_process;
 use tokio::sync::oneshot;
 use tracing::debug;
 
-/// Niceness of a thread that gives way: with two busy threads beside it, it gets a twentieth of a core
-/// (sched(7): each step is a quarter of the weight more or less).
+/// Niceness of a thread that gives way: beside a busy thread it gets a tenth of a core (sched(7): each step is a quarter
+/// of the weight more or less).
 const NICENESS: i32 = 10;
 
 /// Runs a job on a thread of its own, and returns what it returns; with `gives_way`, below all other threads of the node.
