@@ -69,7 +69,7 @@ pub trait StateMachine: Send {
     /// What a command answers.
     type Answer: Send;
     /// Changes that are written together.
-    type Batch: Default;
+    type Batch;
     /// What stops the machine.
     type Error: std::error::Error + Send + Sync + 'static;
 

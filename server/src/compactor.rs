@@ -47,26 +47,25 @@ struct Pace {
 }
 
 impl Pace {
-    fn new() -> Self {
-        let now = Instant::now();
+    fn new(now: Instant) -> Self {
         Self { before: 0, applied: 0, began: now, busy: true, rests_until: now }
     }
 
     /// A round over the shards begins.
-    fn round(&mut self) {
+    fn round(&mut self, now: Instant) {
         let entries = u128::from(self.applied.saturating_sub(self.before));
-        let elapsed_ms = self.began.elapsed().as_millis().max(1);
+        let elapsed_ms = (now - self.began).as_millis().max(1);
         self.busy = entries * 1_000 >= elapsed_ms * BUSY_ENTRIES;
-        (self.before, self.applied, self.began) = (self.applied, 0, Instant::now());
+        (self.before, self.applied, self.began) = (self.applied, 0, now);
     }
 
-    fn rests(&self) -> bool {
-        self.busy && Instant::now() < self.rests_until
+    fn rests(&self, now: Instant) -> bool {
+        self.busy && now < self.rests_until
     }
 
-    /// A segment was built in such a time.
-    fn built(&mut self, took: Duration) {
-        self.rests_until = Instant::now() + took * REST;
+    /// A segment was built, which took so long.
+    fn built(&mut self, now: Instant, took: Duration) {
+        self.rests_until = now + took * REST;
     }
 }
 
@@ -83,10 +82,10 @@ struct Done {
 pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool>) {
     let (mut dead_bytes, mut dropped_at) = (0, Instant::now());
     let mut flushed_at_bytes = 0;
-    let mut pace = Pace::new();
+    let mut pace = Pace::new(Instant::now());
     loop {
         let mut more = false;
-        pace.round();
+        pace.round(Instant::now());
         for (shard, keyspace) in node.open_shards() {
             match compact(&node, shard, keyspace, &mut pace).await {
                 Ok(done) => {
@@ -143,13 +142,13 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
                 Err(failure) => return Err(failure.into()),
             },
             Choice::Seal(_) => {}
-            Choice::Build { gives_way: true, .. } if pace.rests() => {}
+            Choice::Build { gives_way: true, .. } if pace.rests(Instant::now()) => {}
             Choice::Build { first, last, gives_way } => {
                 let (view, files) = (view.clone(), node.files().clone());
                 let started = Instant::now();
                 let build = move || compaction::build_segment(&view, &files, keyspace, first, last);
                 let built = background::run(gives_way, build).await??;
-                pace.built(started.elapsed());
+                pace.built(Instant::now(), started.elapsed());
                 let engine = node.engine().clone();
                 let rows = built.rows;
                 let committed = node
@@ -228,4 +227,33 @@ async fn cut_logs(node: &Arc<Node>, flushed_at_bytes: &mut u64) -> anyhow::Resul
     let log = node.log().clone();
     spawn_blocking(move || log.purge()).await??;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn building_rests_behind_a_segment_while_callers_write() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut pace = Pace::new(start);
+        let mut rounds = 0;
+        let mut round = |pace: &mut Pace, applied| {
+            rounds += 1;
+            pace.round(at(rounds * 250));
+            pace.applied += applied;
+        };
+        round(&mut pace, 1_000);
+        pace.built(at(250), Duration::from_millis(100));
+        // What the first round found was applied before it.
+        round(&mut pace, 1_100);
+        assert!(pace.rests(at(250 + 1_499)) && !pace.rests(at(250 + 1_500)));
+        round(&mut pace, 1_199);
+        assert!(pace.rests(at(750)), "100 entries in a quarter of a second");
+        round(&mut pace, 1_199);
+        assert!(!pace.rests(at(1_000)), "99 entries");
+        round(&mut pace, 1_199);
+        assert!(!pace.rests(at(1_250)), "none");
+    }
 }
