@@ -9,15 +9,9 @@ SHELL := /bin/bash
 GALOO_CACHE ?= $(HOME)/.cache/galoo
 export CARGO_TARGET_DIR ?= $(GALOO_CACHE)/target
 export CARGO_TERM_COLOR ?= never
-# RocksDB is most of a cold build: ccache makes the second one cheap. SSE4.2 makes its CRC fast (x86-64 only).
-export CCACHE_DIR ?= $(GALOO_CACHE)/ccache
-export CCACHE_MAXSIZE ?= 2G
-CCACHE := $(shell command -v ccache 2>/dev/null || echo /usr/bin/ccache)
-export CC := $(CCACHE) cc
-export CXX := $(CCACHE) c++
-ifeq ($(shell uname -m),x86_64)
-export CXXFLAGS := -msse4.2 -mpclmul
-endif
+# RocksDB, compiled apart; in a folder of its own for each version of it and each way of compiling it.
+export ROCKSDB_LIB_DIR ?= $(GALOO_CACHE)/rocksdb/$(shell grep -A1 'name = "librocksdb-sys"' Cargo.lock | cat - .ci/rocksdb | cksum | cut -d' ' -f1)
+export ROCKSDB_STATIC := 1
 
 CARGO_FLAGS := --release --locked
 # The tests ask DuckDB (from PyPI) for a second opinion.
@@ -30,6 +24,7 @@ help: ## list the targets
 
 setup: ## install what the build and the tests need (Debian; root or sudo)
 	@.ci/setup
+	@.ci/rocksdb
 
 build: setup ## the optimised binary, at bin/galoo
 	cargo build $(CARGO_FLAGS) --workspace --bin galoo
@@ -56,4 +51,4 @@ bench: build ## the figures of docs/benchmarks.md; ONLY=load, rollup, reads or w
 		$(or $(DATA),$(or $(GALOO_SHARED),../shared)/data/sc2.ndjson.zst) $(ONLY)
 
 clean: ## remove what was built (the dependencies too)
-	rm -rf bin $(CARGO_TARGET_DIR)
+	rm -rf bin $(CARGO_TARGET_DIR) $(GALOO_CACHE)/rocksdb

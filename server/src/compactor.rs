@@ -17,7 +17,6 @@ use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
 use crate::{
-    background,
     machine::Machine,
     node::{Node, NodeError, unix_ms},
 };
@@ -143,11 +142,11 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
             },
             Choice::Seal(_) => {}
             Choice::Build { gives_way: true, .. } if pace.rests(Instant::now()) => {}
-            Choice::Build { first, last, gives_way } => {
+            Choice::Build { first, last, .. } => {
                 let (view, files) = (view.clone(), node.files().clone());
                 let started = Instant::now();
                 let build = move || compaction::build_segment(&view, &files, keyspace, first, last);
-                let built = background::run(gives_way, build).await??;
+                let built = spawn_blocking(build).await??;
                 pace.built(Instant::now(), started.elapsed());
                 let engine = node.engine().clone();
                 let rows = built.rows;

@@ -1,6 +1,5 @@
 //! `galoo`: the server and its command line, one binary.
 
-mod background;
 mod cli;
 mod compactor;
 mod config;

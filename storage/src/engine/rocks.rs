@@ -85,10 +85,6 @@ impl RocksEngine {
         database.set_atomic_flush(true);
         database.set_db_write_buffer_size(options.memtable_bytes_max);
         database.set_max_background_jobs(options.background_jobs_max);
-        // Compactions give way; flushes, which free memory, do not. A compaction that falls behind slows writes down.
-        let mut env = rocksdb::Env::new()?;
-        env.lower_thread_pool_cpu_priority();
-        database.set_env(&env);
         database.set_keep_log_file_num(4);
         database.set_max_open_files(1024);
         database.set_bytes_per_sync(1 << 20);
