@@ -134,9 +134,9 @@ impl Process {
     /// Asks it to end (SIGTERM), and returns how it did.
     pub async fn stop(mut self) -> Result<ExitStatus> {
         self.runs()?;
-        // The system's command: the standard library sends no signal but SIGKILL.
-        let mut kill = Command::new("kill");
-        let sent = kill.arg("-TERM").arg(self.id.to_string()).status().await.context("cannot run kill")?;
+        // The shell's own command: the standard library sends no signal but SIGKILL, and not every system has a `kill`.
+        let mut shell = Command::new("sh");
+        let sent = shell.args(["-c", &format!("kill -TERM {}", self.id)]).status().await.context("cannot run sh")?;
         if !sent.success() {
             bail!("kill -TERM {}: {sent}", self.id);
         }
