@@ -26,19 +26,19 @@ pub enum Error {
         message: String,
     },
     /// A part of a batch was not stored and can be sent again.
-    #[error("s{shard}: {message}")]
+    #[error("{message}")]
     PartRetry {
         /// The shard.
         shard: u64,
-        /// Why.
+        /// Why; it names the shard.
         message: String,
     },
     /// A part of a batch may or may not be stored: send it again under the same number, or look.
-    #[error("s{shard}: {message}")]
+    #[error("{message}")]
     OutcomeUnknown {
         /// The shard.
         shard: u64,
-        /// Why.
+        /// Why; it names the shard.
         message: String,
     },
     /// A part of a batch will never be stored.

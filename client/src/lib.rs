@@ -234,14 +234,7 @@ impl Client {
         let to = player.map_or(To::Anyone, |player| To::LeaderOf { game: &request.game, player });
         let once = |addr: String| async move {
             match self.call(&addr, call::Request::Append(request.clone())).await? {
-                call_answer::Result::Append(response) => match producer::stored(&response) {
-                    Err(Error::PartRetry { shard, message }) if producer::is_refused(&response) => {
-                        Err(Error::Status { code: Code::Unavailable, message: format!("s{shard}: {message}") })
-                    }
-                    // What was stored is known by its number: the parts that were not, or perhaps not, are worth another try.
-                    Err(error) if repeat == Repeat::Always && error.is_retryable() => Err(error),
-                    _ => Ok(response),
-                },
+                call_answer::Result::Append(response) => producer::decided(response, repeat),
                 _ => Err(Error::Malformed("another answer than to an append")),
             }
         };

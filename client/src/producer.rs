@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use galoo_proto::{
     Hlc,
     command::BatchId,
-    data::{AppendRequest, AppendResponse, append_part, part_error::Code},
+    data::{AppendPart, AppendRequest, AppendResponse, append_part, part_error::Code},
     value::Event,
 };
 use tokio::sync::mpsc;
@@ -54,12 +54,18 @@ pub(crate) fn stored(response: &AppendResponse) -> Result<Stored> {
     Ok(all)
 }
 
-/// Whether every part of a batch was refused for the moment: nothing of it is stored.
-pub(crate) fn is_refused(response: &AppendResponse) -> bool {
-    response
-        .parts
-        .iter()
-        .all(|part| matches!(&part.result, Some(append_part::Result::Error(error)) if error.code() == Code::Retry))
+/// Returns a batch's answer if there is nothing left to try: an error is worth another try, as far as `repeat` allows it.
+pub(crate) fn decided(response: AppendResponse, repeat: Repeat) -> Result<AppendResponse> {
+    let refused = |part: &AppendPart| matches!(&part.result, Some(append_part::Result::Error(error)) if error.code() == Code::Retry);
+    match stored(&response) {
+        // Nothing of it is stored.
+        Err(Error::PartRetry { message, .. }) if response.parts.iter().all(refused) => {
+            Err(Error::Status { code: tonic::Code::Unavailable, message })
+        }
+        // What was stored is known by its number: the parts that were not, or perhaps not, are worth another try.
+        Err(error) if repeat == Repeat::Always && error.is_retryable() => Err(error),
+        _ => Ok(response),
+    }
 }
 
 /// A registered producer of one game.
@@ -211,5 +217,45 @@ impl AppendStream {
     /// Sends one batch by itself until it is stored.
     async fn store(&self, request: &AppendRequest) -> Result<Stored> {
         stored(&self.producer.client.append_batch(request, Repeat::Always).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use galoo_proto::{command::Appended, data::PartError};
+
+    use super::*;
+
+    fn answer(parts: &[Option<Code>]) -> AppendResponse {
+        let part = |failed: &Option<Code>| {
+            let result = match failed {
+                None => append_part::Result::Appended(Appended { count: 1, ..Default::default() }),
+                Some(code) => append_part::Result::Error(PartError { code: (*code).into(), ..Default::default() }),
+            };
+            AppendPart { shard: 1, events: 1, result: Some(result) }
+        };
+        AppendResponse { parts: parts.iter().map(part).collect(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_batch_is_sent_again_until_each_part_is_decided() {
+        let (stored, unknown, retry, rejected) =
+            (None, Some(Code::OutcomeUnknown), Some(Code::Retry), Some(Code::Rejected));
+        // Parts; whether it is sent again with a producer's number, and without one.
+        let cases: [(&[_], bool, bool); 7] = [
+            (&[stored, stored], false, false),
+            (&[stored, unknown], true, false),
+            (&[unknown], true, false),
+            (&[stored, retry], true, false),
+            (&[retry, unknown], true, false),
+            (&[retry, retry], true, true),
+            (&[stored, rejected], false, false),
+        ];
+        for (parts, numbered, plain) in cases {
+            for (repeat, again) in [(Repeat::Always, numbered), (Repeat::IfNotDone, plain)] {
+                let decided = decided(answer(parts), repeat);
+                assert_eq!(decided.is_err_and(|error| repeat.allows(&error)), again, "{parts:?}, {again} expected");
+            }
+        }
     }
 }
