@@ -1,5 +1,5 @@
 """Durable writes on three nodes beside a three-node etcd on the same disk and cores, interleaved, a bare fdatasync loop
-beside them. 64 calls in flight over 8 connections for both."""
+beside them. 64 calls in flight over 9 connections for both, three to each node."""
 
 import contextlib
 import shutil

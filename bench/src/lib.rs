@@ -13,8 +13,8 @@ use tonic::transport::{Channel, Endpoint};
 /// How much load, and for how long.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Load {
-    /// Connections that the calls share
-    #[arg(long, default_value_t = 8)]
+    /// Connections that the calls share, over all nodes
+    #[arg(long, default_value_t = 9)]
     pub connections: usize,
     /// Calls in flight, over all connections
     #[arg(long, default_value_t = 64)]

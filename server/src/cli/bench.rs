@@ -66,10 +66,11 @@ pub(super) async fn run(command: BenchCommand) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Opens the load's connections and makes the game.
+/// Opens the load's connections, of which each client has one to each node, and makes the game.
 async fn clients(connection: &Connection, game: &str, load: Load) -> Result<Vec<Client>, Failure> {
+    let nodes = connection.addr.split(',').count();
     let mut clients = Vec::new();
-    for _ in 0..load.connections.max(1) {
+    for _ in 0..load.connections.max(1).div_ceil(nodes) {
         clients.push(connection.connect().await?);
     }
     if !clients[0].list_games().await?.iter().any(|known| known.name == game) {
