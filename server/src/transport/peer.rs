@@ -32,7 +32,7 @@ use crate::{disk::DiskFull, driver::DriveError};
 const OUTBOX_BYTES_MAX: usize = 64 << 20;
 /// Bytes of Raft messages that travel together, but for the last one.
 const BATCH_BYTES_MAX: usize = 1 << 20;
-/// Batches or commands that are handed to a connection before it takes them.
+/// Commands that are handed to a connection before it takes them.
 const STREAM_AHEAD_MAX: usize = 4;
 /// Delays between tries to connect; they double.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -345,18 +345,13 @@ impl Peer {
     }
 
     /// Sends Raft's messages until the stream ends.
-    async fn raft_stream(&self, channel: Channel) -> Status {
-        let (sender, batches) = mpsc::channel(STREAM_AHEAD_MAX);
+    async fn raft_stream(self: &Arc<Self>, channel: Channel) -> Status {
+        // What waits is taken when the connection can send it.
+        let outgoing = |peer: Arc<Self>| async move { Some((peer.outbox.batch().await, peer)) };
+        let batches = futures::stream::unfold(self.clone(), outgoing);
         let mut client = PeerClient::new(channel).max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
-        let call = client.raft(self.stated.request(self.id, ReceiverStream::new(batches)));
-        let pump = async {
-            while sender.send(self.outbox.batch().await).await.is_ok() {}
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            ended = call => ended.err().unwrap_or_else(|| Status::ok("closed by the other node")),
-            () = pump => Status::ok("closed"),
-        }
+        let ended = client.raft(self.stated.request(self.id, batches)).await;
+        ended.err().unwrap_or_else(|| Status::ok("closed by the other node"))
     }
 
     /// Sends commands and takes their answers until the stream ends.

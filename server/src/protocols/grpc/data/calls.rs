@@ -1,10 +1,13 @@
 //! A client's calls over one stream: many run at once, and each is answered when it is done.
 
-use futures::{FutureExt, Stream, StreamExt, stream::FuturesUnordered};
+use futures::{
+    FutureExt, Stream, StreamExt,
+    future::BoxFuture,
+    stream::{self, FuturesUnordered},
+};
 use galoo_proto::data::{AnswerBatch, Call, CallAnswer, CallBatch, call, call_answer};
 use prost::Message;
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::watch;
 use tonic::{Request, Status, Streaming};
 
 use super::{DataService, call_error};
@@ -14,47 +17,57 @@ use super::{DataService, call_error};
 const RUNNING_MAX: usize = 1_024;
 /// Bytes of answers that travel together, but for the last one.
 const BATCH_BYTES_MAX: usize = 1 << 20;
-/// Batches of answers that wait to be sent; beyond it no further call is looked at.
-const BATCHES_AHEAD_MAX: usize = 4;
-
 /// Answers calls until the client ends the stream, or the node stops; what runs by then is answered.
+///
+/// While the connection takes no answers, no further call is looked at.
 pub(super) fn serve(
     service: DataService,
-    mut calls: Streaming<CallBatch>,
+    calls: Streaming<CallBatch>,
     mut stopping: watch::Receiver<bool>,
 ) -> impl Stream<Item = Result<AnswerBatch, Status>> {
-    let (sink, answers) = mpsc::channel(BATCHES_AHEAD_MAX);
-    tokio::spawn(async move {
-        let stopped = async move {
-            let _ = stopping.wait_for(|stopping| *stopping).await;
-        };
-        tokio::pin!(stopped);
-        let mut running = FuturesUnordered::new();
-        let mut open = true;
+    let stopped = async move {
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    };
+    let serving = Serving { service, calls, open: true, stopped: stopped.boxed(), running: FuturesUnordered::new() };
+    stream::unfold(serving, |mut serving| async move { Some((Ok(serving.answers().await?), serving)) })
+}
+
+struct Serving {
+    service: DataService,
+    calls: Streaming<CallBatch>,
+    /// Whether calls may come.
+    open: bool,
+    stopped: BoxFuture<'static, ()>,
+    running: FuturesUnordered<BoxFuture<'static, CallAnswer>>,
+}
+
+impl Serving {
+    /// The answers that are there next, together; none when no call runs any more and none will come.
+    async fn answers(&mut self) -> Option<AnswerBatch> {
         loop {
             tokio::select! {
-                Some(first) = running.next() => {
-                    let mut batch = AnswerBatch { answers: vec![first] };
+                Some(first) = self.running.next() => {
+                    let mut bytes = first.encoded_len();
+                    let mut answers = vec![first];
                     // What is done already goes along.
-                    while batch.encoded_len() < BATCH_BYTES_MAX
-                        && let Some(Some(next)) = running.next().now_or_never()
-                    {
-                        batch.answers.push(next);
+                    while bytes < BATCH_BYTES_MAX && let Some(Some(next)) = self.running.next().now_or_never() {
+                        bytes += next.encoded_len();
+                        answers.push(next);
                     }
-                    if sink.send(Ok(batch)).await.is_err() {
-                        return;
-                    }
+                    return Some(AnswerBatch { answers });
                 }
-                batch = calls.message(), if open && running.len() < RUNNING_MAX => match batch {
-                    Ok(Some(batch)) => running.extend(batch.calls.into_iter().map(|call| answer(service.clone(), call))),
-                    Ok(None) | Err(_) => open = false,
+                batch = self.calls.message(), if self.open && self.running.len() < RUNNING_MAX => match batch {
+                    Ok(Some(batch)) => {
+                        let begun = batch.calls.into_iter().map(|call| answer(self.service.clone(), call).boxed());
+                        self.running.extend(begun);
+                    }
+                    Ok(None) | Err(_) => self.open = false,
                 },
-                () = &mut stopped, if open => open = false,
-                else => return,
+                () = &mut self.stopped, if self.open => self.open = false,
+                else => return None,
             }
         }
-    });
-    ReceiverStream::new(answers)
+    }
 }
 
 async fn answer(service: DataService, Call { id, request }: Call) -> CallAnswer {
