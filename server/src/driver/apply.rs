@@ -1,13 +1,15 @@
 //! An apply thread: owns state machines, applies what is committed in order, and runs jobs between two entries.
 //!
 //! What waits is applied together, in one write for all groups of the thread: one that falls behind pays less for each.
+//! A follower's entries, for which nobody on this node waits, are gathered for a moment; a read of the group ends it.
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use galoo_consensus::{Committed, Entry, GroupId, StateMachine, entry, raft_loop::Offer};
 use galoo_proto::{Keyspace, ShardId};
 use galoo_storage::engine::WriteBatch;
@@ -19,6 +21,14 @@ use crate::machine::{Answer, Machine, MachineError};
 /// Bytes of commands that are applied together, but for the last entry.
 const TOGETHER_BYTES_MAX: usize = 8 << 20;
 
+/// How long entries are gathered for which nobody on this node waits.
+const GATHER: Duration = Duration::from_millis(50);
+/// Bytes of such entries that are gathered, but for the last ones: applying them holds up those that somebody waits for.
+const GATHERED_BYTES_MAX: usize = 256 << 10;
+
+/// Entries of a group in order, and who waits for their commands.
+type Entries = Vec<(Committed, Replies)>;
+
 pub(super) enum ApplyInput {
     Open {
         group: GroupId,
@@ -29,7 +39,7 @@ pub(super) enum ApplyInput {
     },
     Entries {
         group: GroupId,
-        entries: Vec<(Committed, Replies)>,
+        entries: Entries,
     },
     /// Answer once the group has applied `index`.
     Await {
@@ -69,19 +79,26 @@ impl ApplyWorker {
     }
 
     pub(super) fn run(mut self, received: &Receiver<ApplyInput>) {
-        while let Ok(first) = received.recv() {
-            // By group: groups do not know of each other's order.
-            let mut together: BTreeMap<GroupId, Vec<(Committed, Replies)>> = BTreeMap::new();
+        let mut gathered = Gathered::default();
+        loop {
+            let first = match gathered.due_at() {
+                Some(due_at) => received.recv_deadline(due_at),
+                None => received.recv().map_err(Into::into),
+            };
+            let mut next = match first {
+                Ok(input) => Some(input),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             let mut bytes = 0;
-            let mut next = Some(first);
             while let Some(input) = next {
                 match input {
                     ApplyInput::Entries { group, entries } => {
                         bytes += bytes_of(&entries);
-                        together.entry(group).or_default().extend(entries);
+                        gathered.push(group, entries, Instant::now());
                     }
                     other => {
-                        self.apply_together(&mut together);
+                        self.apply_together(gathered.take());
                         if matches!(other, ApplyInput::Stop) {
                             return;
                         }
@@ -90,7 +107,7 @@ impl ApplyWorker {
                 }
                 next = if bytes < TOGETHER_BYTES_MAX { received.try_recv().ok() } else { None };
             }
-            self.apply_together(&mut together);
+            self.apply_together(gathered.take_due(Instant::now()));
         }
     }
 
@@ -130,11 +147,11 @@ impl ApplyWorker {
     }
 
     /// Applies what came for all groups in one write.
-    fn apply_together(&mut self, together: &mut BTreeMap<GroupId, Vec<(Committed, Replies)>>) {
+    fn apply_together(&mut self, together: BTreeMap<GroupId, Entries>) {
         let mut batch = WriteBatch::default();
         let mut staged = Vec::new();
         let mut bytes = 0;
-        while let Some((group, entries)) = together.pop_first() {
+        for (group, entries) in together {
             bytes += bytes_of(&entries);
             let Some(machine) = self.machines.get_mut(&group) else { continue };
             match stage(machine, &entries, &mut batch) {
@@ -218,6 +235,53 @@ impl ApplyWorker {
     }
 }
 
+/// Entries that are to be applied, by group: groups do not know of each other's order.
+#[derive(Default)]
+struct Gathered {
+    /// Somebody waits for an answer.
+    awaited: BTreeMap<GroupId, Entries>,
+    /// Nobody does.
+    others: BTreeMap<GroupId, Entries>,
+    others_bytes: usize,
+    /// When the first of the others came.
+    since: Option<Instant>,
+}
+
+impl Gathered {
+    fn push(&mut self, group: GroupId, entries: Entries, now: Instant) {
+        if let Some(awaited) = self.awaited.get_mut(&group) {
+            awaited.extend(entries);
+        } else if entries.iter().any(|(_, replies)| replies.iter().any(Option::is_some)) {
+            let mut earlier = self.others.remove(&group).unwrap_or_default();
+            self.others_bytes -= bytes_of(&earlier);
+            earlier.extend(entries);
+            self.awaited.insert(group, earlier);
+        } else {
+            self.others_bytes += bytes_of(&entries);
+            self.others.entry(group).or_default().extend(entries);
+            self.since.get_or_insert(now);
+        }
+    }
+
+    /// When what nobody waits for is to be applied.
+    fn due_at(&self) -> Option<Instant> {
+        self.since.map(|since| since + GATHER)
+    }
+
+    /// Takes what is to be applied now.
+    fn take_due(&mut self, now: Instant) -> BTreeMap<GroupId, Entries> {
+        let others_due = self.due_at().is_some_and(|due_at| due_at <= now) || self.others_bytes >= GATHERED_BYTES_MAX;
+        if others_due { self.take() } else { std::mem::take(&mut self.awaited) }
+    }
+
+    /// Takes everything.
+    fn take(&mut self) -> BTreeMap<GroupId, Entries> {
+        let Self { mut awaited, others, .. } = std::mem::take(self);
+        awaited.extend(others);
+        awaited
+    }
+}
+
 fn bytes_of(entries: &[(Committed, Replies)]) -> usize {
     entries.iter().map(|(committed, _)| committed.data.len()).sum()
 }
@@ -235,4 +299,47 @@ fn stage(
     }
     let mut answers = machine.stage(&unpacked, batch)?.into_iter();
     Ok(unpacked.iter().map(|entry| answers.by_ref().take(entry.commands.len()).collect()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    fn entry(index: u64, bytes: usize, replies: Replies) -> Entries {
+        vec![(Committed { index, data: vec![0; bytes].into(), tickets: Vec::new() }, replies)]
+    }
+
+    fn indexes(taken: &BTreeMap<GroupId, Entries>) -> Vec<(u64, Vec<u64>)> {
+        taken.iter().map(|(group, entries)| (group.0, entries.iter().map(|(one, _)| one.index).collect())).collect()
+    }
+
+    #[test]
+    fn entries_are_gathered_until_somebody_waits_or_they_are_due() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let awaited = || vec![Some(oneshot::channel().0)];
+        let mut gathered = Gathered::default();
+        assert_eq!(gathered.due_at(), None);
+
+        gathered.push(GroupId(1), entry(1, 10, Vec::new()), at(0));
+        gathered.push(GroupId(2), entry(1, 10, Vec::new()), at(1));
+        assert!(gathered.take_due(at(49)).is_empty());
+        // An answer takes along what its group has before and behind it, and nothing of the other one.
+        gathered.push(GroupId(2), entry(2, 10, awaited()), at(49));
+        gathered.push(GroupId(2), entry(3, 10, Vec::new()), at(49));
+        assert_eq!(indexes(&gathered.take_due(at(49))), [(2, vec![1, 2, 3])]);
+        gathered.push(GroupId(1), entry(2, 10, Vec::new()), at(49));
+        assert_eq!(gathered.due_at(), Some(at(50)), "the first entry's time");
+        assert_eq!(indexes(&gathered.take_due(at(50))), [(1, vec![1, 2])]);
+        assert_eq!(gathered.due_at(), None);
+
+        gathered.push(GroupId(1), entry(3, GATHERED_BYTES_MAX, Vec::new()), at(60));
+        assert_eq!(indexes(&gathered.take_due(at(60))), [(1, vec![3])], "too much to wait");
+        gathered.push(GroupId(1), entry(4, 10, Vec::new()), at(70));
+        gathered.push(GroupId(2), entry(4, 10, awaited()), at(70));
+        assert_eq!(indexes(&gathered.take()), [(1, vec![4]), (2, vec![4])]);
+        assert_eq!(gathered.due_at(), None);
+    }
 }
