@@ -25,7 +25,7 @@ use crate::{
 const ROUND: Duration = Duration::from_millis(250);
 /// Bytes of chunks that became segments and may lie dead in the engine's files before these are rewritten.
 const DEAD_BYTES_MAX: u64 = 512 << 20;
-/// When nothing became a segment for so long, what lies dead is swept however little it is.
+/// When nothing became a segment for so long and callers do not write, what lies dead is swept however little it is.
 const SWEEP_DELAY: Duration = Duration::from_secs(10);
 
 /// After a segment was built while callers write, building rests for so many times as long as it took: on a machine
@@ -34,7 +34,7 @@ const REST: u32 = 15;
 /// Log entries a second that are callers who write.
 const BUSY_ENTRIES: u128 = 400;
 
-/// How building segments gives way.
+/// How building segments, and sweeping what they leave, give way.
 struct Pace {
     /// Log entries that the node's shards had applied when the round before began, and so far in this one.
     before: u64,
@@ -42,12 +42,14 @@ struct Pace {
     began: Instant,
     /// Callers write.
     busy: bool,
+    /// A segment was built in this round: whether callers write is looked at again before the next one.
+    built: bool,
     rests_until: Instant,
 }
 
 impl Pace {
     fn new(now: Instant) -> Self {
-        Self { before: 0, applied: 0, began: now, busy: true, rests_until: now }
+        Self { before: 0, applied: 0, began: now, busy: true, built: false, rests_until: now }
     }
 
     /// A round over the shards begins.
@@ -55,16 +57,23 @@ impl Pace {
         let entries = u128::from(self.applied.saturating_sub(self.before));
         let elapsed_ms = (now - self.began).as_millis().max(1);
         self.busy = entries * 1_000 >= elapsed_ms * BUSY_ENTRIES;
-        (self.before, self.applied, self.began) = (self.applied, 0, now);
+        (self.before, self.applied, self.began, self.built) = (self.applied, 0, now, false);
     }
 
     fn rests(&self, now: Instant) -> bool {
-        self.busy && now < self.rests_until
+        self.built || (self.busy && now < self.rests_until)
+    }
+
+    /// Whether files with so many dead bytes are rewritten, the last of which died so long ago. That is more work than
+    /// building a segment, and in one piece.
+    fn sweeps(&self, dead_bytes: u64, since: Duration) -> bool {
+        dead_bytes >= DEAD_BYTES_MAX || (dead_bytes > 0 && since >= SWEEP_DELAY && !self.busy)
     }
 
     /// A segment was built, which took so long.
     fn built(&mut self, now: Instant, took: Duration) {
         self.rests_until = now + took * REST;
+        self.built = true;
     }
 }
 
@@ -96,7 +105,8 @@ pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool
                 Err(failure) => warn!(%shard, %failure, "compaction of a shard failed; it is tried again"),
             }
         }
-        if dead_bytes >= DEAD_BYTES_MAX || (dead_bytes > 0 && dropped_at.elapsed() >= SWEEP_DELAY) {
+        more |= pace.built;
+        if pace.sweeps(dead_bytes, dropped_at.elapsed()) {
             dead_bytes = 0;
             let engine = node.engine().clone();
             match spawn_blocking(move || engine.compact(Family::Chunks)).await {
@@ -233,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn building_rests_behind_a_segment_while_callers_write() {
+    fn building_and_sweeping_give_way_while_callers_write() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut pace = Pace::new(start);
@@ -250,9 +260,15 @@ mod tests {
         assert!(pace.rests(at(250 + 1_499)) && !pace.rests(at(250 + 1_500)));
         round(&mut pace, 1_199);
         assert!(pace.rests(at(750)), "100 entries in a quarter of a second");
+        assert!(!pace.sweeps(1, SWEEP_DELAY) && pace.sweeps(DEAD_BYTES_MAX, Duration::ZERO));
         round(&mut pace, 1_199);
         assert!(!pace.rests(at(1_000)), "99 entries");
+        assert!(pace.sweeps(1, SWEEP_DELAY) && !pace.sweeps(0, SWEEP_DELAY));
         round(&mut pace, 1_199);
         assert!(!pace.rests(at(1_250)), "none");
+        pace.built(at(1_251), Duration::from_millis(1));
+        assert!(pace.rests(at(1_252)), "one a round");
+        round(&mut pace, 1_199);
+        assert!(!pace.rests(at(1_501)));
     }
 }
