@@ -95,7 +95,8 @@ impl ApplyWorker {
                 match input {
                     ApplyInput::Entries { group, entries } => {
                         bytes += bytes_of(&entries);
-                        gathered.push(group, entries, Instant::now());
+                        let awaited = self.reads(group) || entries.iter().any(is_awaited);
+                        gathered.push(group, entries, awaited, Instant::now());
                     }
                     other => {
                         self.apply_together(gathered.take());
@@ -109,6 +110,11 @@ impl ApplyWorker {
             }
             self.apply_together(gathered.take_due(Instant::now()));
         }
+    }
+
+    /// Whether a read waits for what is not applied of a group.
+    fn reads(&self, group: GroupId) -> bool {
+        self.waiting.get(&group).is_some_and(|waiting| !waiting.is_empty())
     }
 
     fn take(&mut self, input: ApplyInput) {
@@ -238,7 +244,7 @@ impl ApplyWorker {
 /// Entries that are to be applied, by group: groups do not know of each other's order.
 #[derive(Default)]
 struct Gathered {
-    /// Somebody waits for an answer.
+    /// Somebody waits for an answer, or a read for the state.
     awaited: BTreeMap<GroupId, Entries>,
     /// Nobody does.
     others: BTreeMap<GroupId, Entries>,
@@ -248,10 +254,10 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn push(&mut self, group: GroupId, entries: Entries, now: Instant) {
-        if let Some(awaited) = self.awaited.get_mut(&group) {
-            awaited.extend(entries);
-        } else if entries.iter().any(|(_, replies)| replies.iter().any(Option::is_some)) {
+    fn push(&mut self, group: GroupId, entries: Entries, awaited: bool, now: Instant) {
+        if let Some(before) = self.awaited.get_mut(&group) {
+            before.extend(entries);
+        } else if awaited {
             let mut earlier = self.others.remove(&group).unwrap_or_default();
             self.others_bytes -= bytes_of(&earlier);
             earlier.extend(entries);
@@ -282,6 +288,11 @@ impl Gathered {
     }
 }
 
+/// Whether somebody waits for the answer of one of an entry's commands.
+fn is_awaited((_, replies): &(Committed, Replies)) -> bool {
+    replies.iter().any(Option::is_some)
+}
+
 fn bytes_of(entries: &[(Committed, Replies)]) -> usize {
     entries.iter().map(|(committed, _)| committed.data.len()).sum()
 }
@@ -307,8 +318,8 @@ mod tests {
 
     use super::*;
 
-    fn entry(index: u64, bytes: usize, replies: Replies) -> Entries {
-        vec![(Committed { index, data: vec![0; bytes].into(), tickets: Vec::new() }, replies)]
+    fn entry(index: u64, bytes: usize) -> Entries {
+        vec![(Committed { index, data: vec![0; bytes].into(), tickets: Vec::new() }, Vec::new())]
     }
 
     fn indexes(taken: &BTreeMap<GroupId, Entries>) -> Vec<(u64, Vec<u64>)> {
@@ -316,29 +327,36 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_is_awaited_while_one_of_its_callers_is() {
+        let entry = |replies| (Committed { index: 1, data: Vec::new().into(), tickets: Vec::new() }, replies);
+        assert!(!is_awaited(&entry(vec![])), "a follower's");
+        assert!(!is_awaited(&entry(vec![None, None])));
+        assert!(is_awaited(&entry(vec![None, Some(oneshot::channel().0)])));
+    }
+
+    #[test]
     fn entries_are_gathered_until_somebody_waits_or_they_are_due() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let awaited = || vec![Some(oneshot::channel().0)];
         let mut gathered = Gathered::default();
         assert_eq!(gathered.due_at(), None);
 
-        gathered.push(GroupId(1), entry(1, 10, Vec::new()), at(0));
-        gathered.push(GroupId(2), entry(1, 10, Vec::new()), at(1));
+        gathered.push(GroupId(1), entry(1, 10), false, at(0));
+        gathered.push(GroupId(2), entry(1, 10), false, at(1));
         assert!(gathered.take_due(at(49)).is_empty());
-        // An answer takes along what its group has before and behind it, and nothing of the other one.
-        gathered.push(GroupId(2), entry(2, 10, awaited()), at(49));
-        gathered.push(GroupId(2), entry(3, 10, Vec::new()), at(49));
+        // What is awaited takes along what its group has before and behind it, and nothing of the other one.
+        gathered.push(GroupId(2), entry(2, 10), true, at(49));
+        gathered.push(GroupId(2), entry(3, 10), false, at(49));
         assert_eq!(indexes(&gathered.take_due(at(49))), [(2, vec![1, 2, 3])]);
-        gathered.push(GroupId(1), entry(2, 10, Vec::new()), at(49));
+        gathered.push(GroupId(1), entry(2, 10), false, at(49));
         assert_eq!(gathered.due_at(), Some(at(50)), "the first entry's time");
         assert_eq!(indexes(&gathered.take_due(at(50))), [(1, vec![1, 2])]);
         assert_eq!(gathered.due_at(), None);
 
-        gathered.push(GroupId(1), entry(3, GATHERED_BYTES_MAX, Vec::new()), at(60));
+        gathered.push(GroupId(1), entry(3, GATHERED_BYTES_MAX), false, at(60));
         assert_eq!(indexes(&gathered.take_due(at(60))), [(1, vec![3])], "too much to wait");
-        gathered.push(GroupId(1), entry(4, 10, Vec::new()), at(70));
-        gathered.push(GroupId(2), entry(4, 10, awaited()), at(70));
+        gathered.push(GroupId(1), entry(4, 10), false, at(70));
+        gathered.push(GroupId(2), entry(4, 10), true, at(70));
         assert_eq!(indexes(&gathered.take()), [(1, vec![4]), (2, vec![4])]);
         assert_eq!(gathered.due_at(), None);
     }
