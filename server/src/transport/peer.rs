@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
 use galoo_consensus::GroupId;
 use galoo_proto::{
     NodeId,
@@ -53,7 +54,7 @@ pub struct Peer {
     addr: watch::Sender<String>,
     places: Mutex<Places>,
     stated: Arc<Stated>,
-    outbox: Outbox,
+    outbox: Arc<Outbox>,
     commands: mpsc::UnboundedSender<Forward>,
     channel: watch::Sender<Option<Channel>>,
     /// The other node was heard: it is worth a try to connect.
@@ -121,6 +122,11 @@ impl Outbox {
         self.lock().closed = false;
     }
 
+    /// What waits, taken whenever the connection can send it, until the other end of `ended` is gone.
+    fn batches(self: Arc<Self>, ended: oneshot::Receiver<()>) -> impl Stream<Item = RaftBatch> {
+        stream::unfold(self, |outbox| async move { Some((outbox.batch().await, outbox)) }).take_until(ended)
+    }
+
     /// Waits for messages and takes as many as travel together.
     async fn batch(&self) -> RaftBatch {
         loop {
@@ -164,7 +170,7 @@ impl Peer {
             addr: watch::channel(addr.clone()).0,
             places: Mutex::new(Places { told: addr, seen: None }),
             stated,
-            outbox: Outbox::default(),
+            outbox: Arc::default(),
             commands,
             channel: watch::channel(None).0,
             heard: Notify::new(),
@@ -345,10 +351,10 @@ impl Peer {
     }
 
     /// Sends Raft's messages until the stream ends.
-    async fn raft_stream(self: &Arc<Self>, channel: Channel) -> Status {
-        // What waits is taken when the connection can send it.
-        let outgoing = |peer: Arc<Self>| async move { Some((peer.outbox.batch().await, peer)) };
-        let batches = futures::stream::unfold(self.clone(), outgoing);
+    async fn raft_stream(&self, channel: Channel) -> Status {
+        // A connection may outlive this call: its stream must end with it, and leave what waits to the next one.
+        let (_open, ended) = oneshot::channel();
+        let batches = self.outbox.clone().batches(ended);
         let mut client = PeerClient::new(channel).max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
         let ended = client.raft(self.stated.request(self.id, batches)).await;
         ended.err().unwrap_or_else(|| Status::ok("closed by the other node"))
@@ -430,5 +436,18 @@ mod tests {
         assert_eq!(push(&[1, 1]), [GroupId(1), GroupId(1)], "without a connection nothing waits");
         outbox.open();
         assert_eq!(push(&[OUTBOX_BYTES_MAX]), [], "what waited is gone");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_ended_takes_nothing_from_the_next_one() {
+        let outbox = Arc::new(Outbox::default());
+        let (open, ended) = oneshot::channel();
+        let mut old = Box::pin(outbox.clone().batches(ended));
+        assert_eq!(outbox.push(vec![message(1)]), []);
+        assert!(old.next().await.is_some());
+        drop(open);
+        assert_eq!(outbox.push(vec![message(2)]), []);
+        assert!(old.next().await.is_none());
+        assert_eq!(outbox.batch().await.messages[0].message.len(), 2);
     }
 }
