@@ -60,13 +60,15 @@ pub(crate) struct Replica {
     /// Proposals that raft-rs did not take, to be told with the next turn.
     dropped: Vec<Ticket>,
     pending: VecDeque<Pending>,
-    /// A `Ready` whose writes are under way, and the last entry among them.
+    /// A `Ready` whose writes are under way.
     ready: Option<Ready>,
-    writing: Option<u64>,
     /// The state machine's last applied index, as far as it told.
     applied: u64,
     role: Role,
     lag: Lag,
+    /// The last commit that the followers were told in a message of its own, and when, in ticks.
+    told: u64,
+    told_at: u64,
     /// The log's new start, which is in the record and not written yet.
     cut: Option<u64>,
     /// Offers that ended and were not told yet.
@@ -143,6 +145,8 @@ impl Replica {
             max_committed_size_per_ready: COMMITTED_BYTES_MAX,
             check_quorum: true,
             pre_vote: true,
+            // `tell_commit` does it.
+            skip_bcast_commit: true,
             // Not `batch_append`: it appends to an earlier message although a probe has moved on between, and a follower
             // takes entries with a gap (found by the simulator). Proposals are packed before they come here.
             ..Config::default()
@@ -160,10 +164,11 @@ impl Replica {
             dropped: Vec::new(),
             pending: VecDeque::new(),
             ready: None,
-            writing: None,
             applied,
             role: Role::default(),
             lag: Lag::default(),
+            told: 0,
+            told_at: 0,
             cut: None,
             released: Vec::new(),
             sent_at: BTreeMap::new(),
@@ -187,6 +192,7 @@ impl Replica {
     pub(crate) fn tick(&mut self) {
         self.now += 1;
         self.node.tick();
+        self.tell_commit();
         self.draw_timeout();
         self.tend_offer();
         let applied = self.applied;
@@ -202,10 +208,8 @@ impl Replica {
             self.held.get_or_insert_with(|| Held::new(message));
             return Ok(());
         }
-        if message.get_msg_type() == MessageType::MsgAppendResponse {
-            self.hold_commit(message.index);
-        }
         let stepped = self.node.step(message);
+        self.tell_commit();
         self.draw_timeout();
         match stepped {
             // Messages of former members and out of turn are dropped, as a lossy network would.
@@ -247,11 +251,15 @@ impl Replica {
         }
     }
 
-    /// Decides whether the commit that an answer for `index` may bring is told to the followers at once. While entries
-    /// behind it are on their way, or about to be, it travels with what is sent next instead of in messages of its own.
-    fn hold_commit(&mut self, index: u64) {
-        let more = index < self.node.raft.raft_log.last_index() || !self.waiting.tickets.is_empty();
-        self.node.raft.skip_bcast_commit(more);
+    /// Tells the followers what is committed, once a tick. What is committed close behind travels with the entries after
+    /// it, or is told with the next tick, instead of in messages of its own.
+    fn tell_commit(&mut self) {
+        let raft = &mut self.node.raft;
+        let committed = raft.raft_log.committed;
+        if raft.state == StateRole::Leader && committed > self.told && self.told_at < self.now {
+            (self.told, self.told_at) = (committed, self.now);
+            raft.bcast_append();
+        }
     }
 
     /// Asks for the index that a linearizable read must see.
@@ -324,7 +332,6 @@ impl Replica {
             self.lag.appended(last.index, bytes);
             self.node.mut_store().writing(&entries);
         }
-        self.writing = entries.last().map(|entry| entry.index);
         let mut write =
             if ready.snapshot().is_empty() { self.cut_write() } else { self.install_write(&ready, &mut first) };
         write.entries = entries;
@@ -375,10 +382,8 @@ impl Replica {
     pub(crate) fn written(&mut self, mut first: Written) -> Written {
         let Some(mut ready) = self.ready.take() else { return first };
         first.messages.append(&mut ready.take_persisted_messages());
-        if let Some(last) = self.writing.take() {
-            self.hold_commit(last);
-        }
         let mut light = self.node.advance_append(ready);
+        self.tell_commit();
         first.messages.append(&mut light.take_messages());
         if let Some((_, index)) = first.installed {
             // The state is durable in its place. raft-rs campaigns over what lies above the applied index, and the log

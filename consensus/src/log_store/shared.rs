@@ -16,6 +16,8 @@ use crate::{Error, GroupId, Result};
 const RECORD: &[u8] = b"record";
 const HARD_STATE: &[u8] = b"hard_state";
 
+/// Batches of so many bytes are compressed: on smaller ones it costs more than it spares.
+const COMPRESSED_BYTES_MIN: u64 = 32 << 10;
 /// Log files are closed at this size, or at an eighth of the log's.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
@@ -54,6 +56,7 @@ impl SharedLog {
             recovery_mode: RecoveryMode::TolerateTailCorruption,
             recovery_threads: 2,
             target_file_size: ReadableSize((bytes / 8).clamp(1, FILE_BYTES_MAX)),
+            batch_compression_threshold: ReadableSize(COMPRESSED_BYTES_MIN),
             purge_threshold: ReadableSize((bytes / 2).max(1)),
             ..Config::default()
         };

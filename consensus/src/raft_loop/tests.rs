@@ -145,6 +145,30 @@ fn a_leader_cut_off_commits_nothing_and_its_proposal_is_lost_after_healing() {
 }
 
 #[test]
+fn followers_are_told_of_commits_once_a_tick() {
+    let mut nodes = Nodes::new(3);
+    let leader = nodes.leader();
+    let follower = (leader + 1) % 3;
+    // Twice: every other tick a heartbeat tells it too.
+    for round in 1..=2 {
+        nodes.loops.iter_mut().for_each(RaftLoop::tick);
+        nodes.settle();
+        let mut seen = Vec::new();
+        for place in 0..3 {
+            nodes.loops[leader].propose(GROUP, Ticket(10 * round + place), b"word").expect("proposed");
+            nodes.settle();
+            seen.push((nodes.applied[leader].len(), nodes.applied[follower].len()));
+        }
+        let before = nodes.applied[leader].len() - 3;
+        // The first is told at once, the second by the entry after it, the third not yet.
+        assert_eq!(seen, [(before + 1, before + 1), (before + 2, before + 1), (before + 3, before + 2)]);
+        nodes.loops.iter_mut().for_each(RaftLoop::tick);
+        nodes.settle();
+        assert_eq!(nodes.applied[follower], nodes.applied[leader], "round {round}");
+    }
+}
+
+#[test]
 fn a_destroyed_group_does_not_come_back() {
     let mut nodes = Nodes::new(1);
     nodes.settle();
