@@ -34,12 +34,10 @@ pub fn decode(bytes: &Bytes) -> Option<Message> {
     (crc(body) == u32::from_le_bytes(*stated)).then(parse).flatten()
 }
 
-/// Bytes of the entries that a message brings; 0 for one that only talks.
-pub fn entry_bytes(message: &Message) -> usize {
-    if message.get_msg_type() != MessageType::MsgAppend {
-        return 0;
-    }
-    message.get_entries().iter().map(|entry| entry.get_data().len()).sum()
+/// Whether a message is of a leader's log: it brings entries, or tells behind those before it what is committed. One that
+/// overtakes another is refused, and the leader sends everything since again.
+pub fn is_append(message: &Message) -> bool {
+    message.get_msg_type() == MessageType::MsgAppend
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! bounded by bytes before it comes here (see [`crate::node`] and [`crate::transport`]).
 
 mod apply;
+mod mailbox;
 mod raft;
 mod snapshots;
 
@@ -16,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_channel::Sender;
 use galoo_consensus::{
     GroupId,
     log_store::{GroupRecord, shared::SharedLog},
@@ -30,6 +30,7 @@ use tracing::error;
 pub use self::snapshots::{Frozen, Move, Store};
 use self::{
     apply::{ApplyInput, ApplyWorker},
+    mailbox::{Sender, mailbox},
     raft::RaftThread,
 };
 use crate::{
@@ -182,15 +183,15 @@ impl Driver {
         // A follower that is further behind than half of the log that is kept gets a snapshot.
         let limits = Limits { lag_bytes_max: options.log_bytes / 2, ..Limits::default() };
         let raft = RaftLoop::new(node, log.clone(), timing)?.with_limits(limits);
-        let (inputs, received) = crossbeam_channel::unbounded();
+        let (inputs, received) = mailbox();
         let (roles_sender, roles) = watch::channel(Arc::default());
         let mut threads = Vec::new();
         let mut apply = Vec::new();
         let applied = Arc::new(Applied::default());
         for place in 0..options.apply_threads.max(1) {
-            let (sender, received) = crossbeam_channel::unbounded();
+            let (sender, received) = mailbox();
             let worker = ApplyWorker::new(inputs.clone(), applied.clone(), store.clone());
-            threads.push(spawn(format!("apply-{place}"), move || worker.run(&received))?);
+            threads.push(spawn(format!("apply-{place}"), move || worker.run(received))?);
             apply.push(sender);
         }
         let apply: Arc<[_]> = apply.into();
@@ -208,10 +209,10 @@ impl Driver {
             reads: HashMap::new(),
             tickets: 0,
             wrote_at: None,
-            to_write: 0,
+            to_write: Vec::new(),
             crowded: false,
         };
-        threads.push(spawn("raft".to_owned(), move || raft_thread.run(&received))?);
+        threads.push(spawn("raft".to_owned(), move || raft_thread.run(received))?);
         Ok(Self { inputs, apply, roles, store, threads: Arc::new(std::sync::Mutex::new(threads)) })
     }
 
@@ -234,7 +235,7 @@ impl Driver {
     /// The command is handed over at once: two calls in a row are proposed in that order, whenever they are awaited.
     pub fn propose(&self, group: GroupId, data: Vec<u8>) -> impl Future<Output = Result<Answer, DriveError>> + use<> {
         let (reply, answer) = oneshot::channel();
-        self.send(Input::Propose { group, data, reply });
+        self.inputs.send_patient(Input::Propose { group, data, reply });
         async { answer.await.unwrap_or(Err(DriveError::OutcomeUnknown)) }
     }
 
@@ -248,13 +249,15 @@ impl Driver {
     /// Returns once the group has applied `index` here.
     pub async fn applied(&self, group: GroupId, index: u64) -> Result<(), DriveError> {
         let (reply, answer) = oneshot::channel();
-        let _ = apply_thread(&self.apply, group).send(ApplyInput::Await { group, index, reply });
+        apply_thread(&self.apply, group).send(ApplyInput::Await { group, index, reply });
         answer.await.unwrap_or(Err(DriveError::NotReady("it is not on this node")))
     }
 
     /// Takes messages of another node that came together; `permit` is their share of what may wait.
     pub fn step(&self, messages: Vec<(GroupId, wire::Message)>, permit: OwnedSemaphorePermit) {
-        self.send(Input::Step { messages, _permit: permit });
+        let is_patient = messages.iter().all(|(_, message)| wire::is_append(message));
+        let input = Input::Step { messages, _permit: permit };
+        if is_patient { self.inputs.send_patient(input) } else { self.inputs.send(input) }
     }
 
     /// The frozen state of this name, while the group offers it; it is not given up for being idle.
@@ -291,8 +294,13 @@ impl Driver {
         let job: Job = Box::new(move |machine| {
             let _ = reply.send(job(machine));
         });
-        let _ = apply_thread(&self.apply, group).send(ApplyInput::Job { group, job });
+        apply_thread(&self.apply, group).send(ApplyInput::Job { group, job });
         answer.await.ok()
+    }
+
+    /// The role of this node's member of a group.
+    pub fn role(&self, group: GroupId) -> Option<Role> {
+        self.roles.borrow().get(&group).copied()
     }
 
     /// The roles of this node's members, as they change.
@@ -310,14 +318,14 @@ impl Driver {
                 error!("a thread of the driver panicked");
             }
             for apply in self.apply.iter() {
-                let _ = apply.send(ApplyInput::Stop);
+                apply.send(ApplyInput::Stop);
             }
         }
     }
 
     fn send(&self, input: Input) {
         // After the end of the threads the input is dropped, and with it the reply: the caller sees that.
-        let _ = self.inputs.send(input);
+        self.inputs.send(input);
     }
 }
 

@@ -9,20 +9,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use galoo_consensus::{Committed, Entry, GroupId, StateMachine, entry, raft_loop::Offer};
 use galoo_proto::{Keyspace, ShardId};
 use galoo_storage::engine::WriteBatch;
 use tracing::{error, info};
 
-use super::{Applied, Input, Job, Move, Replies, Reply, Store};
+use super::{
+    Applied, Input, Job, Move, Replies, Reply, Store,
+    mailbox::{Receiver, Sender, Wake},
+};
 use crate::machine::{Answer, Machine, MachineError};
 
 /// Bytes of commands that are applied together, but for the last entry.
 const TOGETHER_BYTES_MAX: usize = 8 << 20;
 
 /// How long entries are gathered for which nobody on this node waits.
-const GATHER: Duration = Duration::from_millis(50);
+const GATHER: Duration = Duration::from_millis(100);
 /// Bytes of such entries that are gathered, but for the last ones: applying them holds up those that somebody waits for.
 const GATHERED_BYTES_MAX: usize = 256 << 10;
 
@@ -78,18 +80,11 @@ impl ApplyWorker {
         Self { machines: HashMap::new(), waiting: HashMap::new(), inputs, applied, store }
     }
 
-    pub(super) fn run(mut self, received: &Receiver<ApplyInput>) {
+    pub(super) fn run(mut self, mut received: Receiver<ApplyInput>) {
         let mut gathered = Gathered::default();
         loop {
-            let first = match gathered.due_at() {
-                Some(due_at) => received.recv_deadline(due_at),
-                None => received.recv().map_err(Into::into),
-            };
-            let mut next = match first {
-                Ok(input) => Some(input),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
+            received.wait(Wake::Any, gathered.due_at());
+            let mut next = received.try_next();
             let mut bytes = 0;
             while let Some(input) = next {
                 match input {
@@ -106,7 +101,7 @@ impl ApplyWorker {
                         self.take(other);
                     }
                 }
-                next = if bytes < TOGETHER_BYTES_MAX { received.try_recv().ok() } else { None };
+                next = if bytes < TOGETHER_BYTES_MAX { received.try_next() } else { None };
             }
             self.apply_together(gathered.take_due(Instant::now()));
         }
@@ -129,7 +124,7 @@ impl ApplyWorker {
             ApplyInput::Swap { group, keyspace, index } => self.swap(group, keyspace, index),
             ApplyInput::Freeze { group } => {
                 let offer = self.freeze(group);
-                let _ = self.inputs.send(Input::Frozen { group, offer });
+                self.inputs.send(Input::Frozen { group, offer });
             }
             ApplyInput::Await { group, index, reply } => match self.machines.get(&group) {
                 Some(machine) if machine.applied() >= index => {
@@ -343,20 +338,20 @@ mod tests {
 
         gathered.push(GroupId(1), entry(1, 10), false, at(0));
         gathered.push(GroupId(2), entry(1, 10), false, at(1));
-        assert!(gathered.take_due(at(49)).is_empty());
+        assert!(gathered.take_due(at(99)).is_empty());
         // What is awaited takes along what its group has before and behind it, and nothing of the other one.
-        gathered.push(GroupId(2), entry(2, 10), true, at(49));
-        gathered.push(GroupId(2), entry(3, 10), false, at(49));
-        assert_eq!(indexes(&gathered.take_due(at(49))), [(2, vec![1, 2, 3])]);
-        gathered.push(GroupId(1), entry(2, 10), false, at(49));
-        assert_eq!(gathered.due_at(), Some(at(50)), "the first entry's time");
-        assert_eq!(indexes(&gathered.take_due(at(50))), [(1, vec![1, 2])]);
+        gathered.push(GroupId(2), entry(2, 10), true, at(99));
+        gathered.push(GroupId(2), entry(3, 10), false, at(99));
+        assert_eq!(indexes(&gathered.take_due(at(99))), [(2, vec![1, 2, 3])]);
+        gathered.push(GroupId(1), entry(2, 10), false, at(99));
+        assert_eq!(gathered.due_at(), Some(at(100)), "the first entry's time");
+        assert_eq!(indexes(&gathered.take_due(at(100))), [(1, vec![1, 2])]);
         assert_eq!(gathered.due_at(), None);
 
-        gathered.push(GroupId(1), entry(3, GATHERED_BYTES_MAX), false, at(60));
-        assert_eq!(indexes(&gathered.take_due(at(60))), [(1, vec![3])], "too much to wait");
-        gathered.push(GroupId(1), entry(4, 10), false, at(70));
-        gathered.push(GroupId(2), entry(4, 10), true, at(70));
+        gathered.push(GroupId(1), entry(3, GATHERED_BYTES_MAX), false, at(160));
+        assert_eq!(indexes(&gathered.take_due(at(160))), [(1, vec![3])], "too much to wait");
+        gathered.push(GroupId(1), entry(4, 10), false, at(170));
+        gathered.push(GroupId(2), entry(4, 10), true, at(170));
         assert_eq!(indexes(&gathered.take()), [(1, vec![4]), (2, vec![4])]);
         assert_eq!(gathered.due_at(), None);
     }

@@ -1,7 +1,8 @@
 //! The Raft thread: turns the loop over all groups.
 //!
-//! Under load it turns at most every [`SPACING`]: what comes meanwhile travels, is written and is applied together. What
-//! comes alone behind what came alone, or after a pause, is written at once.
+//! Under load it writes at most every [`SPACING`]: what is to be written and comes meanwhile travels, is written and is
+//! applied together. What comes alone behind what came alone, or after a pause, is written at once, and what needs no
+//! write (others' answers, reads) is never kept waiting.
 //!
 //! Messages that need no disk are handed to the transport before the local write begins, the others when it has
 //! returned: a leader's entries are on their way to a majority while it writes its own.
@@ -12,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use galoo_consensus::{
     Committed, GroupId, StateMachine, Ticket,
     log_store::{LogStore, shared::SharedLog},
@@ -23,7 +23,10 @@ use galoo_proto::Keyspace;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::{Applied, ApplyInput, DriveError, Input, Move, Replies, Reply, Store, TICK, apply_thread};
+use super::{
+    Applied, ApplyInput, DriveError, Input, Move, Replies, Reply, Store, TICK, apply_thread,
+    mailbox::{Receiver, Sender, Wake},
+};
 use crate::{machine::Answer, transport::Transport};
 
 /// Inputs that one turn takes at most: more wait for the next one.
@@ -33,8 +36,8 @@ const TURN_INPUTS_MAX: usize = 1_024;
 const SPACING: Duration = Duration::from_millis(1);
 /// Entries that a cut of the log must drop to be worth a write.
 const CUT_ENTRIES_MIN: u64 = 1_024;
-/// Bytes of commands that are committed and not applied; while there are more, messages that bring entries are dropped,
-/// as if the network had lost them: their leader sends them again later.
+/// Bytes of commands that are committed and not applied; while there are more, appends are dropped, as if the network
+/// had lost them: their leader sends them again later.
 const BACKLOG_BYTES_MAX: usize = 128 << 20;
 /// Ticks between two looks for callers that wait no more.
 const SWEEP_TICKS: u32 = 50;
@@ -56,36 +59,30 @@ pub(super) struct RaftThread {
     pub(super) tickets: u64,
     /// When the last write of the log began.
     pub(super) wrote_at: Option<Instant>,
-    /// Inputs of this turn that will have to be written.
-    pub(super) to_write: usize,
+    /// What came and has to be written, in order.
+    pub(super) to_write: Vec<Input>,
     /// Whether several were written together last.
     pub(super) crowded: bool,
 }
 
 impl RaftThread {
-    pub(super) fn run(mut self, inputs: &Receiver<Input>) {
+    pub(super) fn run(mut self, mut inputs: Receiver<Input>) {
         let mut next_tick = Instant::now() + TICK;
         let mut ticks = 0;
         loop {
-            match inputs.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
-                Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Ok(input) => self.take(input),
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            let mut stopped = self.drain(inputs);
-            // A caller who awaits each answer waits for nothing else, and neither do answers to what is under way.
-            let alone = self.to_write <= 1 && !self.crowded;
-            let since = self.wrote_at.map_or(SPACING, |at| at.elapsed());
-            if self.to_write > 0 && !alone && since < SPACING {
-                std::thread::sleep(SPACING - since);
-                stopped |= self.drain(inputs);
-            }
-            if stopped {
+            let (wake, until) = match self.write_at() {
+                None => (Wake::Any, next_tick),
+                Some(at) => (Wake::Urgent, at.min(next_tick)),
+            };
+            inputs.wait(wake, Some(until));
+            if !self.take_all(&mut inputs) {
                 break;
             }
-            if self.to_write > 0 {
-                self.crowded = self.to_write > 1;
-                self.to_write = 0;
+            if self.write_at().is_some_and(|at| at <= Instant::now()) {
+                self.crowded = self.kept() > 1;
+                for input in std::mem::take(&mut self.to_write) {
+                    self.take(input);
+                }
             }
             if Instant::now() >= next_tick {
                 self.raft.tick();
@@ -107,14 +104,47 @@ impl RaftThread {
         }
     }
 
-    /// Takes what waits; tells whether the thread is to end.
-    fn drain(&mut self, inputs: &Receiver<Input>) -> bool {
-        let mut stopped = false;
-        for input in inputs.try_iter().take(TURN_INPUTS_MAX) {
-            stopped |= matches!(input, Input::Stop);
-            self.take(input);
+    /// Takes what waits, and keeps of it what has to be written; false when the thread is to end.
+    fn take_all(&mut self, inputs: &mut Receiver<Input>) -> bool {
+        for _ in 0..TURN_INPUTS_MAX {
+            match inputs.try_next() {
+                None => break,
+                Some(Input::Stop) => return false,
+                Some(input @ Input::Propose { .. }) => self.to_write.push(input),
+                Some(Input::Step { messages, _permit }) => {
+                    // Appends stay in order: one that overtook another would be refused.
+                    let (appends, others): (Vec<_>, _) =
+                        messages.into_iter().partition(|(_, message)| wire::is_append(message));
+                    self.step(others);
+                    if !appends.is_empty() {
+                        self.to_write.push(Input::Step { messages: appends, _permit });
+                    }
+                }
+                Some(input) => self.take(input),
+            }
         }
-        stopped
+        true
+    }
+
+    /// When what is kept is to be written. A caller who awaits each answer waits for nothing else.
+    fn write_at(&self) -> Option<Instant> {
+        let spaced = self.crowded || self.kept() > 1;
+        let at = || self.wrote_at.filter(|_| spaced).map_or_else(Instant::now, |at| at + SPACING);
+        (!self.to_write.is_empty()).then(at)
+    }
+
+    /// Commands and appends that are kept.
+    fn kept(&self) -> usize {
+        let count = |input: &Input| if let Input::Step { messages, .. } = input { messages.len() } else { 1 };
+        self.to_write.iter().map(count).sum()
+    }
+
+    fn step(&mut self, messages: Vec<(GroupId, wire::Message)>) {
+        for (group, message) in messages {
+            if let Err(failure) = self.raft.step(group, message) {
+                warn!(%group, %failure, "a message of another node is refused");
+            }
+        }
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -143,7 +173,6 @@ impl RaftThread {
                 let _ = done.send(self.raft.destroy(group));
             }
             Input::Propose { group, data, reply } => {
-                self.to_write += 1;
                 let ticket = self.ticket();
                 match self.raft.propose(group, ticket, &data) {
                     Ok(()) => {
@@ -166,14 +195,11 @@ impl RaftThread {
                 }
             }
             Input::Step { messages, _permit } => {
-                for (group, message) in messages {
-                    let brings = wire::entry_bytes(&message);
-                    self.to_write += usize::from(brings > 0);
-                    if brings > 0 && self.applied.backlog.load(Ordering::Relaxed) > BACKLOG_BYTES_MAX {
-                        metrics::counter!("galoo_raft_messages_dropped_total", "to" => "self").increment(1);
-                    } else if let Err(failure) = self.raft.step(group, message) {
-                        warn!(%group, %failure, "a message of another node is refused");
-                    }
+                if self.applied.backlog.load(Ordering::Relaxed) > BACKLOG_BYTES_MAX {
+                    let dropped = metrics::counter!("galoo_raft_messages_dropped_total", "to" => "self");
+                    dropped.increment(messages.len() as u64);
+                } else {
+                    self.step(messages);
                 }
             }
             Input::Cut { group, persisted } => {
@@ -293,7 +319,7 @@ impl RaftThread {
     }
 
     fn hand_on(&self, group: GroupId, input: ApplyInput) {
-        let _ = apply_thread(&self.apply, group).send(input);
+        apply_thread(&self.apply, group).send(input);
     }
 }
 
