@@ -1,6 +1,6 @@
 //! Who must be asked for a player: the shard map of every game, made from the meta group's state.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use galoo_proto::{GameId, ShardId, Token, TokenRange, meta::GameRecord, rollup::Rollup, shard_map::ShardRanges};
 
@@ -20,7 +20,7 @@ pub struct Game {
 /// The shard maps of all games at one version of the meta group's state.
 #[derive(Clone, Debug, Default)]
 pub struct Router {
-    games: HashMap<String, Game>,
+    games: HashMap<String, Arc<Game>>,
     version: u64,
 }
 
@@ -33,7 +33,7 @@ impl Router {
             let shards = shards.map(|shard| (TokenRange { start: shard.start, end: shard.end }, ShardId(shard.id)));
             let rollups = state.rollups(GameId(record.id)).cloned().collect();
             if let Some(shards) = ShardRanges::new(shards.collect()) {
-                games.insert(record.name.clone(), Game { record: record.clone(), shards, rollups });
+                games.insert(record.name.clone(), Arc::new(Game { record: record.clone(), shards, rollups }));
             }
         }
         Self { games, version: state.version() }
@@ -45,7 +45,7 @@ impl Router {
     }
 
     /// A game by its name.
-    pub fn game(&self, name: &str) -> Option<&Game> {
+    pub fn game(&self, name: &str) -> Option<&Arc<Game>> {
         self.games.get(name)
     }
 

@@ -260,11 +260,16 @@ impl Node {
     }
 
     /// A game that this node routes to; one that it has not heard of yet is asked for.
-    async fn game(&self, name: &str) -> Result<Game, NodeError> {
-        let known = |router: &Router| router.game(name).cloned();
-        if let Some(game) = known(&self.router()) {
+    async fn game(&self, name: &str) -> Result<Arc<Game>, NodeError> {
+        if let Some(game) = self.router().game(name).cloned() {
             return Ok(game);
         }
+        // In a box: every call's future would hold the room that this rare one needs.
+        Box::pin(self.unknown_game(name)).await
+    }
+
+    /// A game that this node does not route to, once it does.
+    async fn unknown_game(&self, name: &str) -> Result<Arc<Game>, NodeError> {
         let unknown = || NodeError::UnknownGame(name.to_owned());
         self.barrier(ShardId(META_GROUP)).await?;
         if self.meta.borrow().game(name).is_none() {
@@ -272,7 +277,7 @@ impl Node {
         }
         let mut router = self.router.subscribe();
         let routed = tokio::time::timeout(DEADLINE, router.wait_for(|router| router.game(name).is_some())).await;
-        routed.ok().and_then(|routed| known(&*routed.ok()?)).ok_or_else(unknown)
+        routed.ok().and_then(|routed| routed.ok()?.game(name).cloned()).ok_or_else(unknown)
     }
 
     /// Opens and destroys groups until they are what the meta group's state says.
@@ -342,7 +347,7 @@ impl Node {
 
     /// Whether this node leads a shard, as far as it knows.
     pub fn leads(&self, shard: ShardId) -> bool {
-        self.driver.roles().borrow().get(&GroupId(shard.0)).is_some_and(|role| role.leads)
+        self.driver.role(GroupId(shard.0)).is_some_and(|role| role.leads)
     }
 
     /// The engine below all shards.

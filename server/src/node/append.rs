@@ -16,7 +16,7 @@ use galoo_proto::{
 };
 use galoo_storage::properties::{self, Kinds};
 
-use super::{Node, NodeError, unexpected};
+use super::{Game, Node, NodeError, unexpected};
 
 /// The answer of one shard for its part of a batch.
 pub struct PartResult {
@@ -67,6 +67,36 @@ fn check_events(events: &[Event]) -> Result<Vec<EventKinds<'_>>, Invalid> {
     events.iter().map(check).collect()
 }
 
+/// Checks a batch and cuts it into its shards' commands, each with its number of events.
+fn cut(game: &Game, request: data::AppendRequest) -> Result<Vec<(ShardId, usize, Body)>, Invalid> {
+    check_batch(request.producer.as_ref())?;
+    let parts = {
+        let kinds = check_events(&request.events)?;
+        let parts = game.cut(&request.events, |event| &event.player_id);
+        let with_kinds = parts.into_iter().map(|(shard, range, places)| {
+            let mut all: HashMap<&str, Kinds> = HashMap::new();
+            for (name, kind) in places.iter().flat_map(|place| &kinds[*place]) {
+                let known = all.entry(name.as_ref()).or_default();
+                *known = known.with(*kind);
+            }
+            let all =
+                all.into_iter().map(|(name, kinds)| PropertyKinds { name: name.to_owned(), kinds: kinds.0.into() });
+            let mut all: Vec<_> = all.collect();
+            // The command's bytes are a function of the batch: replicas and tests compare them.
+            all.sort_by(|left, right| left.name.cmp(&right.name));
+            (shard, range, places, all)
+        });
+        with_kinds.collect::<Vec<_>>()
+    };
+    let mut events: Vec<Option<Event>> = request.events.into_iter().map(Some).collect();
+    let commands = parts.into_iter().map(|(shard, range, places, properties)| {
+        let events: Vec<_> = places.iter().filter_map(|place| events[*place].take()).collect();
+        let append = AppendEvents { range: Some(range.into()), batch: request.producer.clone(), events, properties };
+        (shard, places.len(), Body::Append(append))
+    });
+    Ok(commands.collect())
+}
+
 impl Node {
     /// Stores a batch: each shard's part is atomic and answered on its own.
     ///
@@ -87,33 +117,7 @@ impl Node {
         request: data::AppendRequest,
     ) -> Result<impl Future<Output = Vec<PartResult>> + use<>, NodeError> {
         let game = self.game(&request.game).await?;
-        check_batch(request.producer.as_ref())?;
-        let parts = {
-            let kinds = check_events(&request.events)?;
-            let parts = game.cut(&request.events, |event| &event.player_id);
-            let with_kinds = parts.into_iter().map(|(shard, range, places)| {
-                let mut all: HashMap<&str, Kinds> = HashMap::new();
-                for (name, kind) in places.iter().flat_map(|place| &kinds[*place]) {
-                    let known = all.entry(name.as_ref()).or_default();
-                    *known = known.with(*kind);
-                }
-                let all =
-                    all.into_iter().map(|(name, kinds)| PropertyKinds { name: name.to_owned(), kinds: kinds.0.into() });
-                let mut all: Vec<_> = all.collect();
-                // The command's bytes are a function of the batch: replicas and tests compare them.
-                all.sort_by(|left, right| left.name.cmp(&right.name));
-                (shard, range, places, all)
-            });
-            with_kinds.collect::<Vec<_>>()
-        };
-        let mut events: Vec<Option<Event>> = request.events.into_iter().map(Some).collect();
-        let commands = parts.into_iter().map(|(shard, range, places, properties)| {
-            let events: Vec<_> = places.iter().filter_map(|place| events[*place].take()).collect();
-            let append =
-                AppendEvents { range: Some(range.into()), batch: request.producer.clone(), events, properties };
-            (shard, places.len(), Body::Append(append))
-        });
-        let commands: Vec<_> = commands.collect();
+        let commands = cut(&game, request)?;
         let mut begun = Vec::with_capacity(commands.len());
         for (shard, events, body) in commands {
             begun.push((shard, events, self.begin(shard, body).await));

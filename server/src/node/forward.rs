@@ -18,7 +18,10 @@ use galoo_proto::{
 };
 use galoo_storage::shard;
 use prost::Message;
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, error::Elapsed},
+};
 
 use super::{ADMISSION_WAIT, DEADLINE, Node, NodeError, RETRY_DELAY, WAITING_BYTES_MAX, unix_ms};
 use crate::{
@@ -136,24 +139,39 @@ impl Node {
         let node = self.clone();
         Ok(async move {
             let _admitted = admitted;
-            let shard = ShardId(group.0);
             let deadline = Instant::now() + DEADLINE;
-            let mut answer = tokio::time::timeout_at(deadline, first).await;
-            for attempt in 1.. {
-                match answer {
-                    Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(DriveError::OutcomeUnknown)) | Err(_) => break,
-                    Ok(Err(DriveError::DiskFull(full))) => return Err(full.into()),
-                    Ok(Err(reason)) if Instant::now() + RETRY_DELAY >= deadline => {
-                        return Err(NodeError::Unavailable { shard, reason });
-                    }
-                    Ok(Err(reason)) => node.learn(group, reason),
-                }
-                tokio::time::sleep(RETRY_DELAY).await;
-                answer = tokio::time::timeout_at(deadline, node.hand_over(group, &command, room, attempt)).await;
+            match tokio::time::timeout_at(deadline, first).await {
+                Ok(Ok(answer)) => Ok(answer),
+                // In a box: the future of every command would hold the room that this rare one needs.
+                failed => Box::pin(node.repeat(group, command, room, failed, deadline)).await,
             }
-            Err(NodeError::OutcomeUnknown { shard })
         })
+    }
+
+    /// Hands a command over again, as long as it was surely not done, until the deadline.
+    async fn repeat(
+        &self,
+        group: GroupId,
+        command: Bytes,
+        room: Room,
+        mut answer: Result<Result<Answer, DriveError>, Elapsed>,
+        deadline: Instant,
+    ) -> Result<Answer, NodeError> {
+        let shard = ShardId(group.0);
+        for attempt in 1.. {
+            match answer {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(DriveError::OutcomeUnknown)) | Err(_) => break,
+                Ok(Err(DriveError::DiskFull(full))) => return Err(full.into()),
+                Ok(Err(reason)) if Instant::now() + RETRY_DELAY >= deadline => {
+                    return Err(NodeError::Unavailable { shard, reason });
+                }
+                Ok(Err(reason)) => self.learn(group, reason),
+            }
+            tokio::time::sleep(RETRY_DELAY).await;
+            answer = tokio::time::timeout_at(deadline, self.hand_over(group, &command, room, attempt)).await;
+        }
+        Err(NodeError::OutcomeUnknown { shard })
     }
 
     /// Hands a command to whoever leads its group, at once: two calls in a row keep their order.
@@ -191,7 +209,7 @@ impl Node {
     /// Who leads a group, as far as this node knows. Without a replica here its voters are asked in turn.
     fn leader(&self, group: GroupId, attempt: usize) -> Leader {
         let me = self.identity.node();
-        let role = self.driver.roles().borrow().get(&group).copied();
+        let role = self.driver.role(group);
         let known = role.map(|role| role.leader).filter(|leader| *leader != 0).map(NodeId);
         let known = known.or_else(|| match role {
             Some(_) => None,

@@ -75,7 +75,8 @@ async fn answer(service: DataService, Call { id, request }: Call) -> CallAnswer 
     let done = match request {
         Some(Append(request)) => service.append_batch(request).await.map(call_answer::Result::Append),
         Some(Mutate(request)) => service.mutate_player(request).await.map(call_answer::Result::Mutate),
-        Some(Get(request)) => service.get_cells(Request::new(request)).await.map(call_answer::Result::Get),
+        // In a box: the future of every call would hold the room of one that asks another node.
+        Some(Get(request)) => Box::pin(service.get_cells(Request::new(request))).await.map(call_answer::Result::Get),
         None => Err(Status::unimplemented("the call asks for nothing that this version knows")),
     };
     let result = done.unwrap_or_else(|status| call_answer::Result::Error(call_error(&status)));
