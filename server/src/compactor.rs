@@ -30,7 +30,7 @@ const SWEEP_DELAY: Duration = Duration::from_secs(10);
 
 /// After a segment was built while callers write, building rests for so many times as long as it took: on a machine
 /// whose cores share their caches and units, a thread that only uses what is left slows the others down too.
-const REST: u32 = 15;
+const REST: u32 = 50;
 /// Log entries a second that are callers who write.
 const BUSY_ENTRIES: u128 = 400;
 
@@ -254,10 +254,10 @@ mod tests {
             pace.applied += applied;
         };
         round(&mut pace, 1_000);
-        pace.built(at(250), Duration::from_millis(100));
+        pace.built(at(250), Duration::from_millis(1_000) / REST);
         // What the first round found was applied before it.
         round(&mut pace, 1_100);
-        assert!(pace.rests(at(250 + 1_499)) && !pace.rests(at(250 + 1_500)));
+        assert!(pace.rests(at(250 + 999)) && !pace.rests(at(250 + 1_000)));
         round(&mut pace, 1_199);
         assert!(pace.rests(at(750)), "100 entries in a quarter of a second");
         assert!(!pace.sweeps(1, SWEEP_DELAY) && pace.sweeps(DEAD_BYTES_MAX, Duration::ZERO));

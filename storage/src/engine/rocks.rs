@@ -62,13 +62,16 @@ fn family_options(family: Family, cache: &Cache) -> rocksdb::Options {
         Family::Cells | Family::Producers | Family::Rollups => table.set_bloom_filter(10.0, false),
         Family::Meta => {}
         Family::Chunks => {
-            // Chunks become segments and are dropped whole: rewrite them as little as possible before that.
+            // Chunks become segments and are dropped whole, then their files are swept: rewrite them as little as possible
+            // before that.
             options.set_compaction_style(DBCompactionStyle::Universal);
             let mut universal = UniversalCompactOptions::default();
             universal.set_size_ratio(20);
             universal.set_min_merge_width(4);
             options.set_universal_compaction_options(&universal);
-            options.set_level_zero_file_num_compaction_trigger(8);
+            options.set_level_zero_file_num_compaction_trigger(24);
+            options.set_level_zero_slowdown_writes_trigger(48);
+            options.set_level_zero_stop_writes_trigger(64);
         }
     }
     options.set_block_based_table_factory(&table);
