@@ -79,7 +79,7 @@ impl RaftThread {
                 break;
             }
             if self.write_at().is_some_and(|at| at <= Instant::now()) {
-                self.crowded = self.kept() > 1;
+                self.crowded = self.keeps_several();
                 for input in std::mem::take(&mut self.to_write) {
                     self.take(input);
                 }
@@ -128,15 +128,17 @@ impl RaftThread {
 
     /// When what is kept is to be written. A caller who awaits each answer waits for nothing else.
     fn write_at(&self) -> Option<Instant> {
-        let spaced = self.crowded || self.kept() > 1;
+        let spaced = self.crowded || self.keeps_several();
         let at = || self.wrote_at.filter(|_| spaced).map_or_else(Instant::now, |at| at + SPACING);
         (!self.to_write.is_empty()).then(at)
     }
 
-    /// Commands and appends that are kept.
-    fn kept(&self) -> usize {
-        let count = |input: &Input| if let Input::Step { messages, .. } = input { messages.len() } else { 1 };
-        self.to_write.iter().map(count).sum()
+    /// Whether more than one command or append is kept.
+    fn keeps_several(&self) -> bool {
+        match self.to_write.as_slice() {
+            [Input::Step { messages, .. }] => messages.len() > 1,
+            kept => kept.len() > 1,
+        }
     }
 
     fn step(&mut self, messages: Vec<(GroupId, wire::Message)>) {

@@ -70,6 +70,7 @@ fn family_options(family: Family, cache: &Cache) -> rocksdb::Options {
             universal.set_min_merge_width(4);
             options.set_universal_compaction_options(&universal);
             options.set_level_zero_file_num_compaction_trigger(24);
+            // By default writes are slowed down at 20 files.
             options.set_level_zero_slowdown_writes_trigger(48);
             options.set_level_zero_stop_writes_trigger(64);
         }

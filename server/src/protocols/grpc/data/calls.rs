@@ -17,6 +17,7 @@ use super::{DataService, call_error};
 const RUNNING_MAX: usize = 1_024;
 /// Bytes of answers that travel together, but for the last one.
 const BATCH_BYTES_MAX: usize = 1 << 20;
+
 /// Answers calls until the client ends the stream, or the node stops; what runs by then is answered.
 ///
 /// While the connection takes no answers, no further call is looked at.
