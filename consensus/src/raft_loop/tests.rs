@@ -149,10 +149,12 @@ fn followers_are_told_of_commits_once_a_tick() {
     let mut nodes = Nodes::new(3);
     let leader = nodes.leader();
     let follower = (leader + 1) % 3;
-    // Twice: every other tick a heartbeat tells it too.
+    // Twice, an odd number of ticks apart: in every other one a heartbeat tells it too.
     for round in 1..=2 {
-        nodes.loops.iter_mut().for_each(RaftLoop::tick);
-        nodes.settle();
+        for _ in 0..round {
+            nodes.loops.iter_mut().for_each(RaftLoop::tick);
+            nodes.settle();
+        }
         let mut seen = Vec::new();
         for place in 0..3 {
             nodes.loops[leader].propose(GROUP, Ticket(10 * round + place), b"word").expect("proposed");
