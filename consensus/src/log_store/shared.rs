@@ -9,6 +9,7 @@ use std::{path::Path, sync::Mutex};
 
 use raft::eraftpb::{Entry, HardState};
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+use tracing::warn;
 
 use super::{GroupRecord, GroupWrite, LogStore};
 use crate::{Error, GroupId, Result};
@@ -16,6 +17,8 @@ use crate::{Error, GroupId, Result};
 const RECORD: &[u8] = b"record";
 const HARD_STATE: &[u8] = b"hard_state";
 
+/// A purge moves entries twice at most: from the append files, and from those that it rewrites.
+const READ_TRIES_MAX: u32 = 4;
 /// Batches of so many bytes are compressed: on smaller ones it costs more than it spares.
 const COMPRESSED_BYTES_MIN: u64 = 32 << 10;
 /// Log files are closed at this size, or at an eighth of the log's.
@@ -138,10 +141,19 @@ impl LogStore for SharedLog {
     }
 
     fn entries(&self, group: GroupId, low: u64, high: u64, bytes_max: Option<u64>) -> Result<Vec<Entry>> {
-        let mut entries = Vec::new();
         let bytes_max = bytes_max.and_then(|bytes| usize::try_from(bytes).ok());
-        self.engine.fetch_entries_to::<RaftEntry>(group.0, low, high, bytes_max, &mut entries)?;
-        Ok(entries)
+        let mut tries = READ_TRIES_MAX;
+        loop {
+            tries -= 1;
+            let mut entries = Vec::new();
+            // The engine looks up where entries are, and reads them there; a purge between the two moves them and removes
+            // the file. The next look finds them where they are then.
+            match self.engine.fetch_entries_to::<RaftEntry>(group.0, low, high, bytes_max, &mut entries) {
+                Ok(_) => return Ok(entries),
+                Err(error) if tries > 0 => warn!(%group, low, high, %error, "entries could not be read; tried again"),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     fn bounds(&self, group: GroupId) -> Result<Option<(u64, u64)>> {

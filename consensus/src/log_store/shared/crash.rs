@@ -5,7 +5,11 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{Command, Stdio},
-    sync::mpsc,
+    sync::{
+        RwLock,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
 };
 
 use raft::eraftpb::{Entry, HardState};
@@ -63,6 +67,46 @@ fn entry(index: u64) -> Entry {
 
 fn random(state: &mut u64, below: u64) -> u64 {
     splitmix64(state) % below
+}
+
+/// A purge moves entries and removes the files that they were in, also of entries that are being read.
+#[test]
+fn entries_are_read_while_they_are_moved() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = SharedLog::open(folder.path(), LOG_BYTES).expect("opens");
+    // What of each group is not cut; who reads keeps it from being cut, and not from being moved.
+    let kept = RwLock::new([(1, 0); GROUPS as usize]);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                log.purge().expect("purges");
+            }
+        });
+        scope.spawn(|| {
+            let mut seed = 1;
+            for index in 1..=500 {
+                let mut kept = kept.write().expect("nobody panicked");
+                let writes = (1..).zip(kept.iter_mut()).map(|(group, (first, last))| {
+                    *last = index;
+                    let cut = (random(&mut seed, 40) == 0).then_some(index - 1);
+                    *first = cut.map_or(*first, |cut| cut + 1);
+                    let record = cut.map(|cut_index| GroupRecord { cut_index, ..Default::default() });
+                    (GroupId(group), GroupWrite { record, entries: vec![entry(index)], cut, ..Default::default() })
+                });
+                log.write(&writes.collect::<Vec<_>>()).expect("writes");
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let mut seed = 2;
+        while !done.load(Ordering::Relaxed) {
+            let group = random(&mut seed, GROUPS);
+            let kept = kept.read().expect("nobody panicked");
+            let (first, last) = kept[usize::try_from(group).expect("small")];
+            let entries = log.entries(GroupId(group + 1), first, last + 1, None).expect("entries");
+            assert!(entries.len() as u64 == last + 1 - first, "{first}..={last}");
+        }
+    });
 }
 
 /// The process that is killed: group 1 is written rarely, the others all the time; each is cut now and then.
