@@ -4,6 +4,9 @@
 //! groups' changes with one sync and hands on what is committed. Apply threads own the state machines, each group on one
 //! of them, answer proposals, and serve what must run between two commands ([`Driver::with_machine`]). What waits is
 //! bounded by bytes before it comes here (see [`crate::node`] and [`crate::transport`]).
+//!
+//! A thread that panics, and a log or an engine that cannot be written, end the process: what is durable is what the node
+//! is at its next start. One that lived on would hold its leases and its connections, and do nothing.
 
 mod apply;
 mod mailbox;
@@ -314,9 +317,8 @@ impl Driver {
         let mut threads = std::mem::take(&mut *self.threads.lock().expect("nobody panics with the threads in hand"));
         // The Raft thread was started last: what it hands on before its end is applied before the others end.
         while let Some(thread) = threads.pop() {
-            if thread.join().is_err() {
-                error!("a thread of the driver panicked");
-            }
+            // One that panics ends the process.
+            let _ = thread.join();
             for apply in self.apply.iter() {
                 apply.send(ApplyInput::Stop);
             }
@@ -329,8 +331,28 @@ impl Driver {
     }
 }
 
+/// Ends the process without another word to anybody.
+fn end_process(what: &'static str, failure: &dyn std::fmt::Display) -> ! {
+    error!(%failure, "{what}: the node ends, and is whole again when it is started");
+    std::process::abort()
+}
+
+/// Ends the process when its thread panics.
+struct EndsWithPanic;
+
+impl Drop for EndsWithPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            end_process("a thread of the driver panicked", &std::thread::current().name().unwrap_or_default());
+        }
+    }
+}
+
 fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> galoo_consensus::Result<JoinHandle<()>> {
-    let spawned = std::thread::Builder::new().name(name).spawn(body);
+    let spawned = std::thread::Builder::new().name(name).spawn(move || {
+        let _guard = EndsWithPanic;
+        body();
+    });
     spawned.map_err(|error| galoo_consensus::Error::Log(format!("spawn a thread: {error}")))
 }
 

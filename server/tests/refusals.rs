@@ -211,6 +211,25 @@ impl Drop for SmallDisk<'_> {
     }
 }
 
+/// Digits that hardly compress.
+struct Digits(u64);
+
+impl Digits {
+    /// Events of 50 players.
+    fn events(&mut self) -> Vec<Event> {
+        let event = |place| {
+            let mut digits = String::new();
+            for _ in 0..8 {
+                self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                digits.push_str(&self.0.to_string());
+            }
+            let properties = format!("{{\"digits\":\"{digits}\"}}");
+            Event { player_id: format!("p{}", place % 50), event_time_ms: 1, event_type: "e".into(), properties }
+        };
+        (0..2_000).map(event).collect()
+    }
+}
+
 /// A full disk refuses what brings data with its figures, loses nothing that was acknowledged, and goes on by itself when there
 /// is room again.
 #[test]
@@ -233,20 +252,9 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let addr = server.grpc().to_string();
     let mut client = runtime.block_on(DataClient::connect(format!("http://{addr}"))).expect("connects");
-    // Until it is refused: digits that hardly compress.
-    let (mut stored, mut state, mut ballast) = (0u64, 1u64, None);
+    let (mut stored, mut digits, mut ballast) = (0u64, Digits(1), None);
     let refusal = loop {
-        let events: Vec<_> = (0..2_000u64)
-            .map(|place| {
-                let mut digits = String::new();
-                for _ in 0..8 {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    digits.push_str(&state.to_string());
-                }
-                let properties = format!("{{\"digits\":\"{digits}\"}}");
-                Event { player_id: format!("p{}", place % 50), event_time_ms: 1, event_type: "e".into(), properties }
-            })
-            .collect();
+        let events = digits.events();
         let count = events.len() as u64;
         let request = AppendRequest { game: "g".into(), producer: None, events };
         let answer = runtime.block_on(client.append(request)).expect("answers").into_inner();
@@ -279,5 +287,57 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
     let done = waiting.wait_with_output().expect("ends");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     assert_eq!(count(), stored + 1);
+    assert!(server.stop().success());
+}
+
+/// Somebody else takes also what is kept in reserve: the node cannot write what it must, and ends instead of living on
+/// without doing anything. Started again when there is room it has everything that it acknowledged.
+#[test]
+fn a_node_that_cannot_write_ends_and_has_lost_nothing() {
+    let folder = tempfile::tempdir().expect("folder");
+    let small = folder.path().join("small");
+    fs::create_dir(&small).expect("folder");
+    let Some(_mounted) = SmallDisk::mount(&small, 160) else {
+        eprintln!("SKIPPED a_node_that_cannot_write_ends_and_has_lost_nothing: no right to mount a file system");
+        return;
+    };
+    let config = folder.path().join("config.toml");
+    fs::write(&config, "[storage]\ndisk_reserve_bytes = 0\nlog_bytes = 8388608\n").expect("writes");
+    let arguments = ["--config", config.to_str().expect("UTF-8")];
+    let (data, ballast) = (small.join("data"), small.join("ballast"));
+    // Its output must not meet the full disk.
+    let stderr = folder.path().join("stderr");
+    std::os::unix::fs::symlink(&stderr, data.with_extension("stderr")).expect("links");
+    let server = Server::start(&data, &arguments);
+    done(&server, &["game", "create", "g", "--shards", "1"]);
+    done(&server, &["append", "--game", "g", "p1", "first"]);
+    let filled = fs::write(&ballast, vec![0; 160 << 20]);
+    assert!(filled.is_err(), "the disk has room for everything");
+
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let mut client = runtime.block_on(DataClient::connect(format!("http://{}", server.grpc()))).expect("connects");
+    // Until a call is not acknowledged: the log's files have some room in them.
+    let (mut acknowledged, mut digits) = (0, Digits(1));
+    let tried = loop {
+        let events = digits.events();
+        let tried = events.len() as u64;
+        let request = AppendRequest { game: "g".into(), producer: None, events };
+        let Ok(answer) = runtime.block_on(client.append(request)) else { break tried };
+        let part = answer.into_inner().parts.remove(0).result;
+        let Some(append_part::Result::Appended(appended)) = part else { break tried };
+        acknowledged += u64::from(appended.count);
+        assert!(acknowledged < 1_000_000, "the disk is never full");
+    };
+    let ended = server.gone();
+    let said = fs::read_to_string(&stderr).expect("its log");
+    assert!(!ended.success() && said.contains("the node ends"), "{ended}; {said}");
+
+    fs::remove_file(&ballast).expect("removes");
+    let server = Server::start(&data, &arguments);
+    let rows = support::psql(server.pg().port(), "g", "select count(*) from events").expect("answers");
+    let stored: u64 = rows[0][0].as_deref().expect("a number").parse().expect("a number");
+    // The first one, what was acknowledged, and the last call's, of which nothing is known, or not.
+    let all = acknowledged + 1;
+    assert!(stored == all || stored == all + tried, "{stored} are stored, {all} acknowledged");
     assert!(server.stop().success());
 }

@@ -15,7 +15,7 @@ use galoo_storage::engine::WriteBatch;
 use tracing::{error, info};
 
 use super::{
-    Applied, Input, Job, Move, Replies, Reply, Store,
+    Applied, Input, Job, Move, Replies, Reply, Store, end_process,
     mailbox::{Receiver, Sender, Wake},
 };
 use crate::machine::{Answer, Machine, MachineError};
@@ -163,8 +163,7 @@ impl ApplyWorker {
         let written = if batch.is_empty() { Ok(()) } else { self.store.engine.write(batch) };
         self.applied.backlog.fetch_sub(bytes, Ordering::Relaxed);
         if let Err(failure) = written {
-            staged.iter().for_each(|(group, ..)| self.stop(*group, &failure));
-            return;
+            end_process("the engine failed", &failure);
         }
         let mut answered = Vec::new();
         for (group, entries, answers) in staged {

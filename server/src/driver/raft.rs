@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::{
-    Applied, ApplyInput, DriveError, Input, Move, Replies, Reply, Store, TICK, apply_thread,
+    Applied, ApplyInput, DriveError, Input, Move, Replies, Reply, Store, TICK, apply_thread, end_process,
     mailbox::{Receiver, Sender, Wake},
 };
 use crate::{machine::Answer, transport::Transport};
@@ -98,8 +98,7 @@ impl RaftThread {
             }
             if let Err(failure) = self.turns() {
                 // What was written is not known: this node can promise nothing more.
-                error!(%failure, "the shared log failed; the node stops taking part");
-                break;
+                end_process("the shared log failed", &failure);
             }
         }
     }

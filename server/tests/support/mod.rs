@@ -106,6 +106,11 @@ impl Server {
         done(self.process.stop())
     }
 
+    /// Waits until the server has ended by itself, and returns how it did.
+    pub fn gone(self) -> ExitStatus {
+        done(self.process.gone())
+    }
+
     /// Ends the server without warning (SIGKILL), as a crash of the process does, and returns when it is gone.
     pub fn kill9(mut self) {
         self.process.kill().expect("runs");
