@@ -16,18 +16,21 @@ use std::{
 };
 
 use galoo_cluster::meta::MetaState;
-use galoo_proto::{meta::NodeRecord, peer::IdentifyResponse};
+use galoo_proto::{
+    NodeId,
+    meta::NodeRecord,
+    peer::{Caller, IdentifyResponse},
+};
 use galoo_storage::engine::{Engine, rocks::RocksEngine};
 use tokio::sync::watch;
-use tonic::{Status, metadata::MetadataMap};
-use tracing::info;
+use tonic::Status;
+use tracing::{info, warn};
 
 use crate::{
     config::Config,
     data_folder::{DataFolder, DataFolderError, Identity},
     machine::MetaMachine,
     node::Node,
-    transport,
 };
 
 pub use self::forming::FormError;
@@ -124,11 +127,11 @@ impl Door {
 
     /// Waits a while for a node that starts: its peers need not come back for it.
     ///
-    /// `call` is what a peer states. A node of a cluster calls only once the cluster has begun, so a member that waits
-    /// for that learns it here when whoever formed the cluster died before it said so.
-    pub async fn entered(&self, call: &MetadataMap) -> Result<(), Status> {
+    /// A node of a cluster calls only once the cluster has begun, so a member that waits for that learns it here when
+    /// whoever formed the cluster died before it said so.
+    pub async fn entered(&self, caller: &Caller) -> Result<(), Status> {
         if let Some(identity) = self.identity().filter(|identity| !identity.has_begun())
-            && transport::is_meant_for(call, &identity.cluster_id, identity.node())
+            && (caller.cluster_id.as_str(), caller.to) == (&identity.cluster_id, identity.node().0)
         {
             self.begin().await.map_err(|error| Status::internal(error.to_string()))?;
         }
@@ -160,6 +163,15 @@ impl Door {
     /// The node, for its peers.
     pub fn starting_node(&self) -> Result<&Arc<Node>, Status> {
         self.node.get().ok_or_else(|| Status::unavailable("the node has not started yet"))
+    }
+
+    /// The node, for a caller that is known to be a node of its cluster; and which one.
+    pub fn checked(&self, caller: &Caller) -> Result<(&Arc<Node>, NodeId), Status> {
+        let node = self.starting_node()?;
+        let from = node.transport().check(caller).inspect_err(|status| {
+            warn!(refused = status.message(), "a call of another node");
+        })?;
+        Ok((node, from))
     }
 
     /// The node, for clients.

@@ -1,13 +1,16 @@
-//! Node to node over gRPC: one connection from each node to each other one, made again for as long as it breaks.
+//! Node to node: connections from each node to each other one, made again for as long as they break.
 //!
-//! On a connection run one stream of Raft's messages, one stream of commands that the other node leads, and single
-//! calls. Every call states the cluster, who calls, whom, and where the caller is reached; what states another cluster
-//! or is meant for another node is refused, so that clusters cannot mix. Raft's messages may be lost: what does not fit
-//! into a bounded queue, or meets no connection, is dropped and counted, and Raft is told. A command is either surely
-//! not sent (nothing was handed to the connection) or its outcome is unknown when the connection breaks.
+//! Raft's messages have a connection of their own ([`frames`]); on the other one, of gRPC, run one stream of commands that
+//! the other node leads, and single calls. Every connection and call states the cluster, who calls, whom, and where the
+//! caller is reached; what states another cluster or is meant for another node is refused, so that clusters cannot mix.
+//! Raft's messages may be lost: what does not fit into a bounded queue, or meets no connection, is dropped and counted,
+//! and Raft is told. A command is either surely not sent (nothing was handed to the connection) or its outcome is unknown
+//! when the connection breaks.
 //!
 //! A node that moved is found again by itself: its calls state its new address before the meta group knows it.
 
+pub mod frames;
+mod outbox;
 mod peer;
 
 use std::{
@@ -17,7 +20,10 @@ use std::{
 };
 
 use galoo_consensus::{GroupId, wire};
-use galoo_proto::{NodeId, peer::RaftMessage};
+use galoo_proto::{
+    NodeId,
+    peer::{Caller, RaftMessage},
+};
 use tokio::{sync::Semaphore, task::AbortHandle};
 use tonic::{
     Request, Status,
@@ -58,6 +64,11 @@ pub(crate) struct Stated {
 }
 
 impl Stated {
+    fn caller(&self, to: NodeId) -> Caller {
+        let Self { cluster_id, node, addr } = self;
+        Caller { cluster_id: cluster_id.clone(), from: node.0, to: to.0, addr: addr.clone() }
+    }
+
     fn request<T>(&self, to: NodeId, message: T) -> Request<T> {
         let mut request = Request::new(message);
         let metadata = request.metadata_mut();
@@ -72,10 +83,17 @@ impl Stated {
     }
 }
 
-/// Whether a call comes from a cluster and means one node of it.
-pub fn is_meant_for(metadata: &MetadataMap, cluster_id: &str, node: NodeId) -> bool {
+/// What a call of another node states.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` when it states less.
+pub fn caller(metadata: &MetadataMap) -> Result<Caller, Status> {
     let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
-    text(CLUSTER) == Some(cluster_id) && text(TO).and_then(|to| to.parse().ok()) == Some(node.0)
+    let number = |key| text(key).and_then(|text| text.parse().ok());
+    let (Some(cluster), Some(from), Some(to)) = (text(CLUSTER), number(FROM), number(TO)) else {
+        return Err(Status::invalid_argument(format!("a node's call states {CLUSTER}, {FROM} and {TO}")));
+    };
+    Ok(Caller { cluster_id: cluster.to_owned(), from, to, addr: text(ADDR).unwrap_or_default().to_owned() })
 }
 
 /// Whether a call came from a node that handed it on: it is handed on only once.
@@ -173,16 +191,13 @@ impl Transport {
         dropped
     }
 
-    /// Checks what an incoming call states and returns who calls.
+    /// Checks what a caller states and returns which node it is.
     ///
     /// # Errors
-    /// `FAILED_PRECONDITION` for a call of another cluster or to another node.
-    pub fn check(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
-        let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
-        let number = |key| text(key).and_then(|text| text.parse().ok()).map(NodeId);
-        let (Some(cluster), Some(from), Some(to)) = (text(CLUSTER), number(FROM), number(TO)) else {
-            return Err(Status::invalid_argument(format!("a node's call states {CLUSTER}, {FROM} and {TO}")));
-        };
+    /// `FAILED_PRECONDITION` for a caller of another cluster or that means another node.
+    pub fn check(&self, caller: &Caller) -> Result<NodeId, Status> {
+        let Caller { cluster_id: cluster, from, to, addr } = caller;
+        let (from, to) = (NodeId(*from), NodeId(*to));
         let Stated { cluster_id, node, .. } = &*self.stated;
         if cluster != cluster_id {
             let refused = format!("{from} is of cluster {cluster}; this is {node} of cluster {cluster_id}");
@@ -193,7 +208,7 @@ impl Transport {
         }
         let peer = self.peer(from);
         let peer = peer.ok_or_else(|| Status::failed_precondition(format!("this cluster has no node {from}")))?;
-        if let Some(addr) = text(ADDR) {
+        if !addr.is_empty() {
             peer.seen_at(addr);
         }
         Ok(from)
@@ -219,7 +234,11 @@ mod tests {
         let of = |cluster: &str, node| Transport::new(cluster.to_owned(), NodeId(node), format!("127.0.0.1:{node}"));
         let (here, there, stranger) = (of("aa", 1), of("aa", 2), of("bb", 2));
         here.set_nodes([(NodeId(1), "127.0.0.1:1".to_owned()), (NodeId(2), "127.0.0.1:9".to_owned())]);
-        let check = |from: &Transport, to| here.check(from.stated.request(NodeId(to), ()).metadata());
+        let check = |from: &Transport, to| {
+            let stated = caller(from.stated.request(NodeId(to), ()).metadata())?;
+            assert_eq!(stated, from.stated.caller(NodeId(to)), "calls and connections state the same");
+            here.check(&stated)
+        };
         assert_eq!(check(&there, 1).expect("let in"), NodeId(2));
         let addr = || here.peer(NodeId(2)).expect("known").addr();
         assert_eq!(addr(), "127.0.0.1:2", "a caller tells where it is");
@@ -240,7 +259,10 @@ mod tests {
         assert!(refused(check(&stranger, 1)).contains("n2 is of cluster bb; this is n1 of cluster aa"));
         assert!(refused(check(&there, 3)).contains("n2 means n3; this is n1"));
         assert!(refused(check(&of("aa", 7), 1)).contains("no node n7"));
-        assert!(refused(here.check(Request::new(()).metadata())).contains("galoo-cluster"));
+        assert!(
+            refused(caller(Request::new(()).metadata()).and_then(|caller| here.check(&caller)))
+                .contains("galoo-cluster")
+        );
         here.stop();
     }
 }

@@ -1,6 +1,7 @@
 //! gRPC: the data, admin and peer services, reflection and health.
 //!
-//! All are served from the first moment; health says `SERVING` once clients are let through.
+//! All are served from the first moment; health says `SERVING` once clients are let through. Connections that bring Raft's
+//! messages share the port ([`super::raft`]).
 
 mod admin;
 mod data;
@@ -10,10 +11,14 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use galoo_proto::{FILE_DESCRIPTORS, limits::GRPC_MESSAGE_BYTES_MAX};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Code, Status, metadata::MetadataValue, transport::Server};
+use tonic::{
+    Code, Status,
+    metadata::MetadataValue,
+    transport::{Server, server::TcpIncoming},
+};
 use tonic_health::ServingStatus;
 
+use super::raft;
 use crate::{door::Door, node::NodeError};
 
 /// HTTP/2 flow-control window of a stream: the protocol's default of 64 KiB throttles batches.
@@ -22,6 +27,8 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Calls of one connection that run at once; further ones wait at the client.
 const STREAMS_MAX: u32 = 256;
+/// A connection from which nothing came for so long is asked whether it stands.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// Serves until `stopped` resolves, then lets running calls end.
 pub async fn serve(
@@ -55,19 +62,19 @@ pub async fn serve(
             serves(ServingStatus::Serving).await;
         }
     });
+    let connections = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEP_ALIVE));
     Server::builder()
-        .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_MAX)
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(data)
         .add_service(admin)
         .add_service(peer)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+        .serve_with_incoming_shutdown(raft::taken_out(door, connections), async {
             stopped.await;
             report(ServingStatus::NotServing).await;
         })

@@ -1,20 +1,19 @@
-//! The connection to one other node: what waits to be sent to it, and the task that sends it.
+//! The connections to one other node, and the task that keeps them.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream};
 use galoo_consensus::GroupId;
 use galoo_proto::{
     NodeId,
     data::data_client::DataClient,
     limits::GRPC_MESSAGE_BYTES_MAX,
     peer::{
-        NotDone, ProposeRequest, PullSnapshotRequest, RaftBatch, RaftMessage, ReadIndexRequest, not_done::Reason,
+        NotDone, ProposeRequest, PullSnapshotRequest, RaftMessage, ReadIndexRequest, not_done::Reason,
         peer_client::PeerClient, propose_response, read_index_response,
     },
 };
@@ -26,13 +25,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, transport::Channel};
 use tracing::{info, warn};
 
-use super::{Stated, connect};
+use super::{Stated, connect, frames, outbox::Outbox};
 use crate::{disk::DiskFull, driver::DriveError};
 
-/// Bytes of Raft messages that wait for one node; further ones are dropped.
-const OUTBOX_BYTES_MAX: usize = 64 << 20;
-/// Bytes of Raft messages that travel together, but for the last one.
-const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Commands that are handed to a connection before it takes them.
 const STREAM_AHEAD_MAX: usize = 4;
 /// Delays between tries to connect; they double.
@@ -54,7 +49,7 @@ pub struct Peer {
     addr: watch::Sender<String>,
     places: Mutex<Places>,
     stated: Arc<Stated>,
-    outbox: Arc<Outbox>,
+    outbox: Outbox,
     commands: mpsc::UnboundedSender<Forward>,
     channel: watch::Sender<Option<Channel>>,
     /// The other node was heard: it is worth a try to connect.
@@ -74,80 +69,6 @@ struct Forward {
     group: GroupId,
     command: Bytes,
     reply: oneshot::Sender<Result<Vec<u8>, DriveError>>,
-}
-
-/// Raft messages that wait to be sent. Closed while there is no connection and none is being made.
-#[derive(Default)]
-struct Outbox {
-    waiting: Mutex<Waiting>,
-    filled: Notify,
-}
-
-#[derive(Default)]
-struct Waiting {
-    messages: VecDeque<RaftMessage>,
-    bytes: usize,
-    closed: bool,
-}
-
-impl Outbox {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
-        self.waiting.lock().expect("nobody panics with the outbox in hand")
-    }
-
-    /// Takes messages that travel together as far as there is room; returns the groups of those that it dropped.
-    fn push(&self, messages: Vec<RaftMessage>) -> Vec<GroupId> {
-        let mut dropped = Vec::new();
-        let mut waiting = self.lock();
-        for message in messages {
-            let bytes = waiting.bytes + message.message.len();
-            if waiting.closed || bytes > OUTBOX_BYTES_MAX {
-                dropped.push(GroupId(message.group));
-            } else {
-                waiting.bytes = bytes;
-                waiting.messages.push_back(message);
-            }
-        }
-        drop(waiting);
-        self.filled.notify_one();
-        dropped
-    }
-
-    /// Drops what waits, and what comes until it is opened again.
-    fn close(&self) {
-        *self.lock() = Waiting { closed: true, ..Waiting::default() };
-    }
-
-    fn open(&self) {
-        self.lock().closed = false;
-    }
-
-    /// What waits, taken whenever the connection can send it, until the other end of `ended` is gone.
-    fn batches(self: Arc<Self>, ended: oneshot::Receiver<()>) -> impl Stream<Item = RaftBatch> {
-        stream::unfold(self, |outbox| async move { Some((outbox.batch().await, outbox)) }).take_until(ended)
-    }
-
-    /// Waits for messages and takes as many as travel together.
-    async fn batch(&self) -> RaftBatch {
-        loop {
-            let mut messages = Vec::new();
-            {
-                let mut waiting = self.lock();
-                let mut bytes = 0;
-                while bytes < BATCH_BYTES_MAX
-                    && let Some(message) = waiting.messages.pop_front()
-                {
-                    bytes += message.message.len();
-                    messages.push(message);
-                }
-                waiting.bytes -= bytes;
-            }
-            if !messages.is_empty() {
-                return RaftBatch { messages };
-            }
-            self.filled.notified().await;
-        }
-    }
 }
 
 /// What another node answered instead of doing it.
@@ -170,7 +91,7 @@ impl Peer {
             addr: watch::channel(addr.clone()).0,
             places: Mutex::new(Places { told: addr, seen: None }),
             stated,
-            outbox: Arc::default(),
+            outbox: Outbox::default(),
             commands,
             channel: watch::channel(None).0,
             heard: Notify::new(),
@@ -319,7 +240,7 @@ impl Peer {
                     self.channel.send_replace(Some(channel.clone()));
                     info!(peer = %self.id, addr, "connected");
                     let ended = tokio::select! {
-                        ended = self.raft_stream(channel.clone()) => ended,
+                        ended = self.raft_frames(&addr) => ended,
                         ended = self.command_stream(channel, &mut commands) => ended,
                         _ = moved.changed() => Status::ok("the node moved"),
                     };
@@ -350,14 +271,16 @@ impl Peer {
         }
     }
 
-    /// Sends Raft's messages until the stream ends.
-    async fn raft_stream(&self, channel: Channel) -> Status {
-        // A connection may outlive this call: its stream must end with it, and leave what waits to the next one.
-        let (_open, ended) = oneshot::channel();
-        let batches = self.outbox.clone().batches(ended);
-        let mut client = PeerClient::new(channel).max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
-        let ended = client.raft(self.stated.request(self.id, batches)).await;
-        ended.err().unwrap_or_else(|| Status::ok("closed by the other node"))
+    /// Sends Raft's messages until their connection ends.
+    async fn raft_frames(&self, addr: &str) -> Status {
+        let connection = match frames::connect(addr, &self.stated.caller(self.id)).await {
+            Ok(connection) => Arc::new(connection),
+            Err(status) => return status,
+        };
+        tokio::select! {
+            error = self.outbox.write_to(&connection) => error.into(),
+            ended = frames::ended(&connection) => ended,
+        }
     }
 
     /// Sends commands and takes their answers until the stream ends.
@@ -411,43 +334,5 @@ impl Peer {
             ended = take => ended,
             () = pump => Status::ok("closed"),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn message(bytes: usize) -> RaftMessage {
-        RaftMessage { group: 1, message: vec![0; bytes].into() }
-    }
-
-    #[tokio::test]
-    async fn an_outbox_is_bounded_and_sends_in_order() {
-        let outbox = Outbox::default();
-        let push = |sizes: &[usize]| outbox.push(sizes.iter().map(|bytes| message(*bytes)).collect());
-        assert_eq!(push(&[10, BATCH_BYTES_MAX]), []);
-        assert_eq!(push(&[OUTBOX_BYTES_MAX, 20]), [GroupId(1)], "more than fits is dropped, what fits is not");
-        let sizes = |batch: RaftBatch| batch.messages.iter().map(|one| one.message.len()).collect::<Vec<_>>();
-        assert_eq!(sizes(outbox.batch().await), [10, BATCH_BYTES_MAX]);
-        assert_eq!(sizes(outbox.batch().await), [20]);
-        assert_eq!(push(&[OUTBOX_BYTES_MAX]), [], "all room is back");
-        outbox.close();
-        assert_eq!(push(&[1, 1]), [GroupId(1), GroupId(1)], "without a connection nothing waits");
-        outbox.open();
-        assert_eq!(push(&[OUTBOX_BYTES_MAX]), [], "what waited is gone");
-    }
-
-    #[tokio::test]
-    async fn a_stream_that_ended_takes_nothing_from_the_next_one() {
-        let outbox = Arc::new(Outbox::default());
-        let (open, ended) = oneshot::channel();
-        let mut old = Box::pin(outbox.clone().batches(ended));
-        assert_eq!(outbox.push(vec![message(1)]), []);
-        assert!(old.next().await.is_some());
-        drop(open);
-        assert_eq!(outbox.push(vec![message(2)]), []);
-        assert!(old.next().await.is_none());
-        assert_eq!(outbox.batch().await.messages[0].message.len(), 2);
     }
 }

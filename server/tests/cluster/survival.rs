@@ -120,8 +120,9 @@ fn a_node_that_was_long_away_catches_up_from_a_snapshot() {
     let events = nodes.folder.path().join("events.ndjson");
     write_events(&events, 4 * LINES);
     galoo(&["game", "create", "g", "--shards", "1", "--replicas", "3", "--addr", &addrs[0]]).expect("created");
-    wait_until("replicas agree", || {
-        replicas(&addrs[0]).first().filter(|one| addrs.iter().all(|addr| replicas(addr).contains(one))).map(|_| ())
+    let applied = wait_until("replicas agree", || {
+        let one = replicas(&addrs[0]).into_iter().next()?;
+        addrs.iter().all(|addr| replicas(addr).contains(&one)).then_some(one.1)
     });
     let away = (leader_of("g", &addrs[0]) + 1) % 3;
     nodes.kill9(away);
@@ -129,7 +130,7 @@ fn a_node_that_was_long_away_catches_up_from_a_snapshot() {
     let others = format!("{},{}", addrs[one], addrs[other]);
     assert_eq!(report(import(&others, &events))["events_stored"], 4 * LINES);
     // Group 1 is the meta group.
-    let cut = |node| nodes.metric(node, "galoo_log_cut_index{group=\"2\"}") > 0.0;
+    let cut = |node| nodes.metric(node, "galoo_log_cut_index{group=\"2\"}") > applied as f64;
     wait_until("the others have cut what it would need", || (cut(one) && cut(other)).then_some(()));
     nodes.restart(away);
     wait_until("the replica has everything", || {

@@ -4,23 +4,19 @@ use std::{pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt};
 use galoo_consensus::{GroupId, wire};
-use galoo_proto::{
-    NodeId,
-    peer::{
-        IdentifyRequest, IdentifyResponse, JoinRequest, JoinResponse, NotDone, ProposeRequest, ProposeResponse,
-        PullSnapshotRequest, PullSnapshotResponse, RaftBatch, RaftClosed, RaftMessage, ReadIndexRequest,
-        ReadIndexResponse, not_done::Reason, peer_server::Peer, propose_response, read_index_response,
-    },
+use galoo_proto::peer::{
+    IdentifyRequest, IdentifyResponse, JoinRequest, JoinResponse, NotDone, ProposeRequest, ProposeResponse,
+    PullSnapshotRequest, PullSnapshotResponse, ReadIndexRequest, ReadIndexResponse, not_done::Reason,
+    peer_server::Peer, propose_response, read_index_response,
 };
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
-use tracing::warn;
 
 use crate::{
     disk::DiskFull,
     door::{Door, FormError},
     driver::DriveError,
     node::Node,
-    transport::INCOMING_BYTES_MAX,
+    transport,
 };
 
 pub(super) struct PeerService(pub(super) Arc<Door>);
@@ -59,33 +55,9 @@ impl From<FormError> for Status {
 
 impl PeerService {
     /// The node, once the call is known to come from a node of its cluster.
-    fn checked(&self, metadata: &MetadataMap) -> Result<(&Arc<Node>, NodeId), Status> {
-        let node = self.0.starting_node()?;
-        let from = node.transport().check(metadata).inspect_err(|status| {
-            warn!(refused = status.message(), "a call of another node");
-        })?;
-        Ok((node, from))
+    fn checked(&self, metadata: &MetadataMap) -> Result<&Arc<Node>, Status> {
+        Ok(self.0.checked(&transport::caller(metadata)?)?.0)
     }
-}
-
-/// Hands messages that came together on to Raft, once there is room for them.
-async fn step(node: &Node, from: NodeId, batch: RaftBatch) -> Result<(), Status> {
-    let bytes: usize = batch.messages.iter().map(|message| message.message.len().max(1)).sum();
-    let bytes = u32::try_from(bytes.min(INCOMING_BYTES_MAX)).unwrap_or(u32::MAX);
-    let decode = |message: RaftMessage| {
-        let decoded = wire::decode(&message.message);
-        let decoded = decoded.ok_or_else(|| Status::data_loss(format!("a Raft message of {from} is damaged")))?;
-        if decoded.from != from.0 || decoded.to != node.identity().node().0 {
-            let stated = format!("a Raft message of {from} says n{} to n{}", decoded.from, decoded.to);
-            return Err(Status::failed_precondition(stated));
-        }
-        Ok((GroupId(message.group), decoded))
-    };
-    let messages = batch.messages.into_iter().map(decode).collect::<Result<Vec<_>, _>>()?;
-    let room = node.transport().incoming().clone().acquire_many_owned(bytes).await;
-    let room = room.map_err(|_closed| Status::unavailable("the node is stopping"))?;
-    node.driver().step(messages, room);
-    Ok(())
 }
 
 #[tonic::async_trait]
@@ -99,29 +71,15 @@ impl Peer for PeerService {
         Ok(Response::new(JoinResponse {}))
     }
 
-    async fn raft(&self, request: Request<Streaming<RaftBatch>>) -> Result<Response<RaftClosed>, Status> {
-        self.0.entered(request.metadata()).await?;
-        let (node, from) = self.checked(request.metadata())?;
-        let mut batches = request.into_inner();
-        let mut stopping = self.0.stopping();
-        loop {
-            let batch = tokio::select! {
-                batch = batches.message() => batch?,
-                _ = stopping.wait_for(|stopping| *stopping) => None,
-            };
-            let Some(batch) = batch else { return Ok(Response::new(RaftClosed {})) };
-            step(node, from, batch).await?;
-        }
-    }
-
     type ProposeStream = Pin<Box<dyn Stream<Item = Result<ProposeResponse, Status>> + Send>>;
 
     async fn propose(
         &self,
         request: Request<Streaming<ProposeRequest>>,
     ) -> Result<Response<Self::ProposeStream>, Status> {
-        self.0.entered(request.metadata()).await?;
-        let (node, _) = self.checked(request.metadata())?;
+        let caller = transport::caller(request.metadata())?;
+        self.0.entered(&caller).await?;
+        let (node, _) = self.0.checked(&caller)?;
         let (node, mut stopping) = (node.clone(), self.0.stopping());
         let stopped = async move {
             let _ = stopping.wait_for(|stopping| *stopping).await;
@@ -156,7 +114,7 @@ impl Peer for PeerService {
         &self,
         request: Request<PullSnapshotRequest>,
     ) -> Result<Response<PullSnapshotResponse>, Status> {
-        let (node, _) = self.checked(request.metadata())?;
+        let node = self.checked(request.metadata())?;
         let PullSnapshotRequest { group, snapshot, cursor } = request.into_inner();
         let export = node.driver().pulled(GroupId(group), &snapshot);
         let export = export.ok_or_else(|| Status::not_found("the snapshot is not offered any more"))?;
@@ -167,7 +125,7 @@ impl Peer for PeerService {
     }
 
     async fn read_index(&self, request: Request<ReadIndexRequest>) -> Result<Response<ReadIndexResponse>, Status> {
-        let (node, _) = self.checked(request.metadata())?;
+        let node = self.checked(request.metadata())?;
         let result = match node.own_read_index(GroupId(request.get_ref().group)).await {
             Ok(index) => read_index_response::Result::Index(index),
             Err(error) => read_index_response::Result::NotDone(not_done(error)),
