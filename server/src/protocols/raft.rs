@@ -57,13 +57,10 @@ async fn sort(door: Arc<Door>, stream: TcpStream, others: mpsc::Sender<io::Resul
 /// Hands messages on to Raft until either side ends the connection.
 async fn serve(door: &Door, stream: TcpStream) -> Result<(), Status> {
     let (mut incoming, caller) = frames::Incoming::accept(stream).await?;
-    door.entered(&caller).await?;
-    let (node, from) = match door.checked(&caller) {
+    let entered = door.entered(&caller).await;
+    let (node, from) = match entered.and_then(|()| door.checked(&caller)) {
         Ok(checked) => checked,
-        Err(status) => {
-            incoming.answer(status.message().to_owned()).await?;
-            return Err(status);
-        }
+        Err(status) => return Ok(incoming.answer(status.message().to_owned()).await?),
     };
     incoming.answer(String::new()).await?;
     let mut stopping = door.stopping();

@@ -15,6 +15,7 @@ use galoo_proto::{
     peer::{Caller, RaftBatch, Welcome},
 };
 use prost::Message;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -29,6 +30,9 @@ use super::CONNECT_TIMEOUT;
 const PREFACE: &[u8] = b"\x01galoo.raft.v1\n";
 /// The length of a frame.
 const HEAD_BYTES: usize = size_of::<u32>();
+/// A connection on which nothing moved for so long is asked whether it stands, and given up after as long again. The one
+/// of gRPC may stand although this one does not.
+const IDLE_MAX: Duration = Duration::from_secs(5);
 /// A connection's first byte, and the other side's part of getting acquainted, come in this time. A node that starts
 /// takes a while to answer.
 const ACQUAINTED_WITHIN: Duration = Duration::from_secs(20);
@@ -61,7 +65,7 @@ pub async fn begins(stream: &TcpStream) -> io::Result<bool> {
 /// Connects to a node, which lets this one in.
 pub(super) async fn connect(addr: &str, caller: &Caller) -> Result<TcpStream, Status> {
     let mut stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(addr)).await.map_err(late)??;
-    stream.set_nodelay(true)?;
+    keep_alive(&stream)?;
     stream.write_all(&[PREFACE, &frame(caller)].concat()).await?;
     let welcome = async {
         let mut length = [0; HEAD_BYTES];
@@ -75,6 +79,16 @@ pub(super) async fn connect(addr: &str, caller: &Caller) -> Result<TcpStream, St
         Welcome { refused } if refused.is_empty() => Ok(stream),
         Welcome { refused } => Err(Status::failed_precondition(refused)),
     }
+}
+
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(IDLE_MAX).with_interval(IDLE_MAX))?;
+    // Also for what was sent and never arrived.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(2 * IDLE_MAX))?;
+    Ok(())
 }
 
 /// Waits until the other node ends a connection that was let in: it says nothing more on it.
