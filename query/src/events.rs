@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::{
+    array::RecordBatchOptions,
+    datatypes::{Field, Schema, SchemaRef},
+    record_batch::RecordBatch,
+};
 use async_trait::async_trait;
 use datafusion::{
     catalog::{Session, TableProvider},
@@ -18,7 +22,7 @@ use galoo_storage::{
     view::{Column, Source, View},
 };
 
-use crate::{EVENT_COLUMNS, external, pushdown, stream::Partition};
+use crate::{EVENT_COLUMNS, PROPERTY_PREFIX, external, pushdown, stream::Partition};
 
 /// A game's events over one cut of its shards.
 #[derive(Clone)]
@@ -35,6 +39,16 @@ impl std::fmt::Debug for EventsTable {
     }
 }
 
+/// The column of a property: its own name, or `prop.NAME` for one that the store uses, also behind such a prefix. No two
+/// properties have the same column.
+fn column_name(property: &str) -> String {
+    let mut root = property;
+    while let Some(rest) = root.strip_prefix(PROPERTY_PREFIX) {
+        root = rest;
+    }
+    if EVENT_COLUMNS.contains(&root) { format!("{PROPERTY_PREFIX}{property}") } else { property.to_owned() }
+}
+
 impl EventsTable {
     /// Makes the table; its columns are the properties that the shards know at this moment.
     pub fn new(views: Arc<[View]>, partitions: usize) -> Result<Self> {
@@ -48,7 +62,7 @@ impl EventsTable {
         let mut columns = vec![Column::PlayerId, Column::EventTime, Column::EventType, Column::Seq, Column::IngestTime];
         let mut names: Vec<String> = EVENT_COLUMNS[..5].iter().map(|name| (*name).to_owned()).collect();
         for (name, kinds) in properties {
-            names.push(if EVENT_COLUMNS.contains(&name.as_str()) { format!("prop.{name}") } else { name.clone() });
+            names.push(column_name(&name));
             columns.push(Column::Property { name, column_type: kinds.column_type() });
         }
         columns.push(Column::Properties);
@@ -123,7 +137,11 @@ impl TableProvider for EventsTable {
                     };
                     batches
                 });
-                let batches = batches.map(move |batch| Ok(batch?.with_schema(renamed.clone())?));
+                let batches = batches.map(move |batch| {
+                    let batch = batch?;
+                    let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+                    Ok(RecordBatch::try_new_with_options(renamed.clone(), batch.columns().to_vec(), &rows)?)
+                });
                 Ok(Box::new(batches) as Box<dyn Iterator<Item = _> + Send>)
             };
             Arc::new(Partition::new(schema.clone(), format!("events/{place}"), open)) as Arc<dyn PartitionStream>

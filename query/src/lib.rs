@@ -2,7 +2,8 @@
 //!
 //! [`Engine::context`] makes a DataFusion session over views of a game's shards: one consistent cut, taken by the caller after
 //! everything acknowledged was applied. Tables: `events` ([`events`]), `state` and `players` ([`state`]), and each
-//! [`rollup`], made when they are named ([`game`]). Filters on player, time and type are pushed down to the shards ([`pushdown`]); DataFusion checks them again.
+//! [`rollup`], made when they are named ([`game`]). Filters on player, time and type are pushed down to the shards
+//! ([`pushdown`]); DataFusion checks them again.
 //!
 //! Query knows no Raft and no network: it reads [`View`]s.
 
@@ -13,6 +14,8 @@ pub mod rollup;
 mod state;
 mod stream;
 mod time_bucket;
+#[cfg(test)]
+mod world;
 
 use std::{num::NonZeroUsize, sync::Arc};
 
@@ -36,8 +39,11 @@ use galoo_storage::{
 use crate::game::GameTables;
 pub use crate::{events::EventsTable, rollup::RollupTable, state::StateTable};
 
-/// Names of the columns that the store itself gives to `events`; a property of such a name is `prop.NAME`.
+/// Names of the columns that the store itself gives to `events`; a property of such a name is the column `prop.NAME`.
 pub const EVENT_COLUMNS: [&str; 6] = ["player_id", "event_time", "event_type", "seq", "ingest_time", "properties"];
+
+/// Before the name of a property that the store uses for a column of its own.
+const PROPERTY_PREFIX: &str = "prop.";
 
 /// The schema of a game's tables.
 const PUBLIC: &str = "public";

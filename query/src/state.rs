@@ -1,6 +1,9 @@
 //! The tables `state`, a row a cell, and `players`, a row a player and a column a qualifier.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arrow::{
     array::{ArrayRef, BooleanBuilder, Float64Builder, Int64Builder, StringViewBuilder},
@@ -11,7 +14,7 @@ use async_trait::async_trait;
 use datafusion::{
     catalog::{Session, TableProvider},
     error::Result,
-    logical_expr::{Expr, TableType},
+    logical_expr::{Expr, TableProviderFilterPushDown, TableType},
     physical_plan::{
         ExecutionPlan,
         streaming::{PartitionStream, StreamingTableExec},
@@ -23,7 +26,9 @@ use galoo_storage::{
     view::{RowCells, View},
 };
 
-use crate::{external, stream::Partition};
+use crate::{external, pushdown, stream::Partition};
+
+const PLAYER_ID: &str = "player_id";
 
 /// A game's state over one cut of its shards.
 #[derive(Clone)]
@@ -58,7 +63,7 @@ impl StateTable {
     pub fn cells(views: Arc<[View]>) -> Self {
         let text = |name: &str, nullable| Field::new(name, DataType::Utf8View, nullable);
         let schema = Schema::new(vec![
-            text("player_id", false),
+            text(PLAYER_ID, false),
             text("family", false),
             text("qualifier", false),
             text("value", true),
@@ -67,7 +72,8 @@ impl StateTable {
         Self { views, schema: Arc::new(schema), qualifiers: None }
     }
 
-    /// The table `players`: a column a qualifier, `family:qualifier` where two families have one of the name.
+    /// The table `players`: a column a qualifier, `family:qualifier` where two families have one of the name. A name that
+    /// another column has already gets the family before it once more.
     pub fn players(views: Arc<[View]>) -> Result<Self> {
         let mut known: BTreeMap<(String, String), Kinds> = BTreeMap::new();
         for view in views.iter() {
@@ -76,11 +82,18 @@ impl StateTable {
                 *all = all.with(kinds);
             }
         }
-        let mut fields = vec![Field::new("player_id", DataType::Utf8View, false)];
+        let mut fields = vec![Field::new(PLAYER_ID, DataType::Utf8View, false)];
+        let mut families: BTreeMap<&str, usize> = BTreeMap::new();
+        for (_, qualifier) in known.keys() {
+            *families.entry(qualifier).or_default() += 1;
+        }
+        let mut taken = BTreeSet::from([PLAYER_ID.to_owned()]);
         for ((family, qualifier), kinds) in &known {
-            let twice = known.keys().filter(|(_, other)| other == qualifier).count() > 1;
-            let name =
-                if twice || qualifier == "player_id" { format!("{family}:{qualifier}") } else { qualifier.clone() };
+            let is_shared = families.get(qualifier.as_str()).is_some_and(|families| *families > 1);
+            let mut name = if is_shared { format!("{family}:{qualifier}") } else { qualifier.clone() };
+            while !taken.insert(name.clone()) {
+                name = format!("{family}:{name}");
+            }
             let data_type = match kinds.column_type() {
                 ColumnType::Bool => DataType::Boolean,
                 ColumnType::Int => DataType::Int64,
@@ -187,18 +200,23 @@ impl TableProvider for StateTable {
         TableType::Base
     }
 
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(pushdown::decide(filters, |filter| pushdown::event_filter(std::slice::from_ref(filter)).players.is_some()))
+    }
+
     async fn scan(
         &self,
         _: &dyn Session,
         projection: Option<&Vec<usize>>,
-        _: &[Expr],
+        filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        let players = pushdown::event_filter(filters).players;
         let partitions = (0..self.views.len()).map(|place| {
-            let table = self.clone();
+            let (table, players) = (self.clone(), players.clone());
             let open = move || -> galoo_storage::Result<_> {
                 let table = table.clone();
-                let pages = table.views[place].state_rows();
+                let pages = table.views[place].state_rows(players.as_deref());
                 let batches = pages.map(move |page| table.batch(&page?));
                 Ok(Box::new(batches) as Box<dyn Iterator<Item = _> + Send>)
             };

@@ -241,6 +241,11 @@ pub fn row(keyspace: Keyspace, player: &str) -> Vec<u8> {
     key
 }
 
+/// A player's row: its header and its cells.
+pub fn player(keyspace: Keyspace, player: &str) -> Range<Vec<u8>> {
+    prefix_range(player_prefix(keyspace, player, 0))
+}
+
 /// A player's cells: all, of one family, or all versions of one cell.
 pub fn cells(keyspace: Keyspace, player: &str, family: Option<&str>, qualifier: Option<&str>) -> Range<Vec<u8>> {
     let mut key = player_prefix(keyspace, player, 64);

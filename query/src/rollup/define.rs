@@ -281,127 +281,13 @@ fn event_types(predicate: &Expr) -> Result<Vec<String>, DefineError> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use galoo_proto::{
-        GameId, Keyspace, ShardId, TokenRange,
-        command::{AppendEvents, Command, PropertyKinds, Seal, command::Body},
-        value::Event,
-    };
-    use galoo_storage::{
-        engine::{Family, WriteBatch, memory::MemoryEngine},
-        properties,
-        rollup::cover,
-        segment::SegmentFiles,
-        shard::Shard,
-        view::View,
-    };
-    use prost::Message;
+    use galoo_storage::engine::{Direction, Family, WriteBatch};
 
     use super::*;
-    use crate::{Engine, Options};
-
-    const KEYSPACE: Keyspace = Keyspace(1);
-
-    /// One shard in memory.
-    struct World {
-        engine: Arc<dyn galoo_storage::engine::Engine>,
-        shard: Shard,
-        files: Arc<SegmentFiles>,
-        queries: Engine,
-        _folder: tempfile::TempDir,
-    }
-
-    impl World {
-        fn new() -> Self {
-            let engine: Arc<dyn galoo_storage::engine::Engine> = Arc::new(MemoryEngine::default());
-            let folder = tempfile::tempdir().expect("folder");
-            let files = Arc::new(SegmentFiles::new(folder.path()).expect("files"));
-            let shard = Shard::open(engine.clone(), KEYSPACE, ShardId(2), GameId(1), TokenRange::FULL).expect("opens");
-            let mut world = Self {
-                engine,
-                shard,
-                files,
-                queries: Engine::new(Options::default()).expect("engine"),
-                _folder: folder,
-            };
-            let events = (0..600i64).map(|i| Event {
-                player_id: format!("p{}", i % 7),
-                event_time_ms: i * 61_000,
-                event_type: ["login", "buy", "kill"][i as usize % 3].to_owned(),
-                properties: match i % 5 {
-                    0 => String::new(),
-                    1 => format!(r#"{{"item":"sword","price":{i}}}"#),
-                    2 => format!(r#"{{"item":null,"price":{i},"weight":0.{i}}}"#),
-                    3 => format!(r#"{{"item":"bow","weight":{i}.25,"pve":true}}"#),
-                    _ => r#"{"pve":false,"price":-3}"#.to_owned(),
-                },
-            });
-            world.append(events.collect());
-            world
-        }
-
-        fn apply(&mut self, body: Body) {
-            let index = self.shard.applied() + 1;
-            let command = Command { version: 1, hlc: index << 16, body: Some(body) };
-            self.shard.apply(index, &[&command.encode_to_vec()]).expect("applies");
-        }
-
-        fn append(&mut self, events: Vec<Event>) {
-            let mut kinds: std::collections::BTreeMap<String, properties::Kinds> = Default::default();
-            for (name, kind) in events.iter().flat_map(|event| properties::check(&event.properties).expect("valid")) {
-                let known = kinds.entry(name.into_owned()).or_default();
-                *known = known.with(kind);
-            }
-            let properties = kinds.into_iter().map(|(name, kinds)| PropertyKinds { name, kinds: kinds.0.into() });
-            let properties = properties.collect();
-            self.apply(Body::Append(AppendEvents {
-                range: Some(TokenRange::FULL.into()),
-                batch: None,
-                events,
-                properties,
-            }));
-        }
-
-        fn view(&self) -> View {
-            View::open(self.engine.snapshot(), KEYSPACE, self.files.clone()).expect("opens").expect("there")
-        }
-
-        fn context(&self) -> SessionContext {
-            self.queries.context("g", &[self.view()]).expect("context")
-        }
-
-        async fn define(&mut self, id: u64, name: &str, select: &str) -> Result<(), DefineError> {
-            let rollup = plan(&self.context(), name, select).await?;
-            self.apply(Body::DefineRollup(Rollup { id, ..rollup }));
-            Ok(())
-        }
-
-        fn cover(&mut self) {
-            let chunk = self.shard.state().open.unwrap_or_default().id;
-            self.apply(Body::Seal(Seal { chunk }));
-            for rollup in self.view().rollups().expect("reads") {
-                let definition = Definition::parse(&rollup).expect("valid");
-                while let Some(cover) = cover::prepare(&self.view(), &definition).expect("prepares") {
-                    assert!(cover::commit(&self.engine, KEYSPACE, cover).expect("commits"));
-                }
-            }
-        }
-
-        /// The rows of a query as text, in the order in which they come.
-        async fn ordered(&self, sql: &str) -> Vec<String> {
-            let batches = self.context().sql(sql).await.expect("plans").collect().await.expect("runs");
-            let text = arrow::util::pretty::pretty_format_batches(&batches).expect("prints").to_string();
-            text.lines().skip(3).filter(|line| line.starts_with('|')).map(str::to_owned).collect()
-        }
-
-        /// The rows of a query as text, sorted.
-        async fn rows(&self, sql: &str) -> Vec<String> {
-            let mut rows = self.ordered(sql).await;
-            rows.sort();
-            rows
-        }
-    }
+    use crate::{
+        Engine, Options,
+        world::{KEYSPACE, World, event},
+    };
 
     const SELECTS: [&str; 4] = [
         "SELECT time_bucket('1 hour', event_time) AS bucket, event_type, count(*) AS events, \
@@ -420,8 +306,7 @@ mod tests {
         for (id, select) in (1..).zip(SELECTS) {
             world.define(id, &format!("r{id}"), select).await.expect("defined");
         }
-        let more =
-            Event { player_id: "late".into(), event_type: "buy".into(), event_time_ms: 5, properties: String::new() };
+        let more = event("late", 5, "buy", "");
         for step in 0..3 {
             for (id, select) in (1..).zip(SELECTS) {
                 let (kept, raw) = (world.rows(&format!("SELECT * FROM r{id}")).await, world.rows(select).await);
@@ -438,9 +323,7 @@ mod tests {
         // One bit of one stored cell: the count of events.
         let cells = galoo_storage::key::rollup_cells(KEYSPACE, galoo_proto::RollupId(1));
         let snapshot = world.engine.snapshot();
-        let mut rows = snapshot
-            .rows(Family::Rollups, &cells.start..&cells.end, galoo_storage::engine::Direction::Forward)
-            .expect("reads");
+        let mut rows = snapshot.rows(Family::Rollups, &cells.start..&cells.end, Direction::Forward).expect("reads");
         let (key, mut value) =
             rows.next().expect("reads").map(|(key, value)| (key.to_vec(), value.to_vec())).expect("a cell");
         value[1] ^= 1;

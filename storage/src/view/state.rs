@@ -1,5 +1,7 @@
 //! Players' state: one row, and all rows page by page.
 
+use std::ops::Range;
+
 use galoo_proto::{
     Hlc,
     value::{Cell, Value},
@@ -22,7 +24,7 @@ pub struct RowCells {
     pub cells: Vec<Cell>,
 }
 
-/// Cells that one page of a [`StateScan`] holds at most, but for the last player's.
+/// Rows and cells that one page of a [`StateScan`] holds at most, but for the last player's.
 const PAGE_CELLS_MAX: usize = 8_192;
 
 impl View {
@@ -38,9 +40,15 @@ impl View {
         Ok(cells)
     }
 
-    /// Returns all players' rows in order of (token, player), page by page.
-    pub fn state_rows(&self) -> StateScan {
-        StateScan { view: self.clone(), range: Some(key::keyspace_range(self.keyspace)) }
+    /// Returns players' rows in order of (token, player), page by page: all, or those of some players.
+    pub fn state_rows(&self, players: Option<&[String]>) -> StateScan {
+        let mut ranges: Vec<_> = match players {
+            None => vec![key::keyspace_range(self.keyspace)],
+            Some(players) => players.iter().map(|player| key::player(self.keyspace, player)).collect(),
+        };
+        ranges.sort_unstable_by(|one, other| other.start.cmp(&one.start));
+        ranges.dedup();
+        StateScan { view: self.clone(), ranges }
     }
 
     /// Returns the families, qualifiers and kinds of all cells that were ever written.
@@ -66,36 +74,40 @@ fn push_newest(cells: &mut Vec<Cell>, family: String, qualifier: String, version
     Ok(())
 }
 
-/// All players' rows, a page of whole rows at a time.
+/// Players' rows, a page of whole rows at a time.
 pub struct StateScan {
     view: View,
-    range: Option<std::ops::Range<Vec<u8>>>,
+    /// What is to be read, the last one first.
+    ranges: Vec<Range<Vec<u8>>>,
 }
 
 impl StateScan {
     fn page(&mut self) -> Result<Option<Vec<RowCells>>> {
-        let Some(range) = self.range.take() else { return Ok(None) };
-        let mut rows = self.view.reader.rows(Family::Cells, &range.start..&range.end, Direction::Forward)?;
         let mut page: Vec<RowCells> = Vec::new();
         let mut count = 0;
-        while let Some((key, value)) = rows.next()? {
-            match key::parse_cell(key)? {
-                CellKey::Row { player } => {
-                    if count >= PAGE_CELLS_MAX {
-                        self.range = Some(key.to_vec()..range.end.clone());
-                        break;
+        while count < PAGE_CELLS_MAX
+            && let Some(range) = self.ranges.pop()
+        {
+            let mut rows = self.view.reader.rows(Family::Cells, &range.start..&range.end, Direction::Forward)?;
+            while let Some((key, value)) = rows.next()? {
+                match key::parse_cell(key)? {
+                    CellKey::Row { player } => {
+                        if count >= PAGE_CELLS_MAX {
+                            self.ranges.push(key.to_vec()..range.end.clone());
+                            break;
+                        }
+                        page.push(RowCells { player, cells: Vec::new() });
                     }
-                    page.push(RowCells { player, cells: Vec::new() });
+                    CellKey::Cell { player, family, qualifier, version } => {
+                        let row = page.last_mut().filter(|row| row.player == player);
+                        let row = row.ok_or_else(|| Error::row("cell", format!("{player:?} has cells and no row")))?;
+                        push_newest(&mut row.cells, family, qualifier, version, value)?;
+                    }
                 }
-                CellKey::Cell { player, family, qualifier, version } => {
-                    let row = page.last_mut().filter(|row| row.player == player);
-                    let row = row.ok_or_else(|| Error::row("cell", format!("{player:?} has cells and no row")))?;
-                    push_newest(&mut row.cells, family, qualifier, version, value)?;
-                    count += 1;
-                }
+                count += 1;
             }
         }
-        Ok(Some(page))
+        Ok(Some(page).filter(|page| !page.is_empty()))
     }
 }
 
