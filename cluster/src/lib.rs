@@ -1,9 +1,12 @@
-//! Galoo's decisions over many nodes, as pure machines.
+//! Galoo's decisions over many nodes, and the state machines that a node replicates.
 //!
 //! The meta group replicates one state machine, [`meta::MetaState`]: games, their shards and where these live, and the
-//! nodes. [`router`] turns it into who must be asked for a player. Both are functions of what they are given: no I/O,
-//! no clock, no thread, so that the simulator links the same code as the server.
+//! nodes. [`router`] turns it into who must be asked for a player. Both are functions of what they are given, without
+//! I/O. [`machine`] puts the meta group's state and the shards' on an engine, as [`galoo_consensus::StateMachine`]. There
+//! is no clock, no thread and no network, and the engine is the caller's: the simulator links the same code as the
+//! server.
 
+pub mod machine;
 pub mod meta;
 pub mod router;
 

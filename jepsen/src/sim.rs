@@ -1,12 +1,15 @@
-//! A deterministic simulation of one replicated shard: three nodes, one thread, virtual time, all chance from a seed.
+//! A deterministic simulation of a cluster: three nodes, one thread, virtual time, all chance from a seed.
 //!
-//! Every node runs the shipped [`RaftLoop`](galoo_consensus::raft_loop::RaftLoop) and the real
-//! [`Shard`](galoo_storage::shard::Shard) over an engine in memory, driven in the order in which the server drives them.
+//! Every node runs the shipped [`RaftLoop`](galoo_consensus::raft_loop::RaftLoop) and the real state machines
+//! ([`Machine`](galoo_cluster::machine::Machine): the meta group's and the shards') over an engine in memory, driven in
+//! the order in which the server drives them. Clients make games through the meta group; nodes open the shards that its
+//! state gives them, and find a player's with the real [`Router`](galoo_cluster::router::Router).
 //! The seed loses, delays, doubles and reorders messages, cuts nodes off, crashes them (memory is lost, the engine falls
 //! back to its last flush, the log keeps what was written), lets them sleep, cuts the log close so that followers need
 //! snapshots, and lets apply lag. Clients append and increment with producer numbers, repeat what has no answer, and
 //! read linearizably. The [`oracle`] knows only what clients sent and were told, and what was applied where. At the end
-//! all faults stop, and all replicas must come to the same content.
+//! all faults stop, and all replicas must come to the same content: every game that was made is there once with its
+//! shards, and every player's data is in the shard that owns it, and in no other.
 //!
 //! A [`Bug`] is put into the simulator's wrappers to prove that the oracle sees it.
 
@@ -49,6 +52,10 @@ pub enum Bug {
     SnapshotWithoutProducers,
     /// One node skips the effect of some commands.
     CommandIsSkipped,
+    /// One node skips the effect of some commands of the meta group.
+    MetaCommandIsSkipped,
+    /// A game's first shard is asked for every player, and no shard looks whether it owns one.
+    FirstShardTakesAll,
 }
 
 /// What a run found.
@@ -60,7 +67,9 @@ pub struct Report {
     pub acknowledged: u64,
     /// Reads answered.
     pub reads: u64,
-    /// Terms that had a leader.
+    /// Games that were made.
+    pub games: u64,
+    /// Terms of groups that had a leader.
     pub terms: u64,
     /// Snapshots that were installed.
     pub snapshots: u64,
@@ -186,8 +195,8 @@ impl World {
         self.clients.iter_mut().for_each(Client::finish);
         for _ in 0..STEPS_TO_HEAL_MAX {
             self.step()?;
-            let applied: Vec<u64> = self.nodes.iter().map(Node::applied).collect();
-            let same = applied.iter().all(|index| *index == applied[0]);
+            let applied: Vec<_> = self.nodes.iter().map(Node::applied).collect();
+            let same = applied.iter().all(|groups| *groups == applied[0]);
             if same && self.clients.iter().all(Client::is_done) && self.nodes.iter().all(Node::is_idle) {
                 return self.compare();
             }
@@ -198,15 +207,23 @@ impl World {
     }
 
     fn compare(&mut self) -> Result<(), Violation> {
-        let mut sums = Vec::new();
+        let (mut sums, mut metas) = (Vec::new(), Vec::new());
         for node in &self.nodes {
-            sums.push(node.checksum().map_err(|error| Violation(format!("P5: a checksum cannot be read: {error}")))?);
+            sums.push(node.checksums().map_err(|error| Violation(format!("P5: a checksum cannot be read: {error}")))?);
+            metas.push(node.meta()?);
         }
-        self.trace.note(self.now, sums.iter().map(|sum| sum.sum).collect::<Vec<_>>());
+        for of_node in &sums {
+            self.trace.note(self.now, of_node.iter().map(|(group, sum)| (group.0, sum.sum)).collect::<Vec<_>>());
+        }
         if sums.iter().any(|sum| *sum != sums[0]) {
             return Err(Violation(format!("P5: replicas differ: {sums:?}")));
         }
+        if metas.iter().any(|meta| *meta != metas[0]) {
+            return Err(Violation(format!("P5: replicas of the meta group differ: {metas:?}")));
+        }
         self.trace.report.terms = self.oracle.terms();
-        self.oracle.final_state(&self.nodes[0])
+        self.trace.report.games = metas[0].games().count() as u64;
+        self.oracle.final_meta(&metas[0])?;
+        self.oracle.final_state(&metas[0], &self.nodes[0])
     }
 }

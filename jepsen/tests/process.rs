@@ -47,6 +47,8 @@ const PROGRESS_MAX: Duration = Duration::from_secs(60);
 const PROGRESS: u64 = 40;
 /// When all nodes run, everything ends within this.
 const END_MAX: Duration = Duration::from_secs(180);
+/// The round in which all nodes are killed at once, counted from 0; in others it happens by chance.
+const ROUND_OF_ALL: u32 = 1;
 /// Before a call that failed is tried at another node.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -298,13 +300,16 @@ async fn progress(acknowledged: &mut watch::Receiver<u64>, when: &str) {
     assert!(seen.is_ok(), "nothing was acknowledged for {PROGRESS_MAX:?} {when}");
 }
 
-/// Kills nodes at random for a while; a majority that runs must serve, and all must come back.
+/// Kills nodes at random for a while, in at least one round all of them; a majority that runs must serve, and all must
+/// come back.
 async fn disasters(cluster: &mut Cluster, rng: &mut Rng, seconds: u64, mut acknowledged: watch::Receiver<u64>) -> u64 {
-    let (since, mut kills) = (Instant::now(), 0);
-    while since.elapsed() < Duration::from_secs(seconds) {
+    let (since, mut kills, mut round) = (Instant::now(), 0, 0);
+    while round <= ROUND_OF_ALL || since.elapsed() < Duration::from_secs(seconds) {
         progress(&mut acknowledged, "with all nodes up").await;
         cluster.all_run().expect("every node runs");
-        let count = [1, 1, 1, 2, NODES][rng.weighted(&[1; 5])];
+        let drawn = [1, 1, 1, 2, NODES][rng.weighted(&[1; 5])];
+        let count = if round == ROUND_OF_ALL { NODES } else { drawn };
+        round += 1;
         let first = usize::try_from(rng.below(NODES as u64)).expect("small");
         let victims: Vec<_> = (first..first + count).map(|node| node % NODES).collect();
         tokio::time::sleep(Duration::from_millis(rng.below(1_500))).await;
@@ -381,7 +386,7 @@ async fn assert_rollup_is_raw(cluster: &Cluster, events: u64) {
     }
     let count = |line: &str| {
         let row: serde_json::Value = serde_json::from_str(line).expect("JSON");
-        row["events"].as_str().and_then(|text| text.parse::<u64>().ok()).expect("a count")
+        row["events"].as_u64().expect("a count")
     };
     assert_eq!(answers[0].lines().map(count).sum::<u64>(), events);
     assert!(answers.iter().all(|answer| *answer == answers[0]), "the rollup or a node differs");

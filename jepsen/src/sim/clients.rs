@@ -1,8 +1,10 @@
 //! Clients: each sends one command at a time under its producer's next number, and repeats it until it has an answer.
 
+use galoo_cluster::{machine, meta};
 use galoo_proto::{
     Hlc, TokenRange,
     command::{AppendEvents, BatchId, Command, MutatePlayer, Seal, command::Body, outcome},
+    meta::{CreateGame, MetaCommand, UpdateNode, meta_command},
     value::{Event, Mutation, mutation::Change},
 };
 use prost::Message;
@@ -10,9 +12,12 @@ use prost::Message;
 use super::{
     NODES, Violation, World,
     network::{Packet, Place},
-    node::{Answer, PLAYERS, player},
+    node::{Answer, GAME_SHARDS, PLAYERS, game_name, game_of, node_record, player},
     oracle::Seen,
 };
+
+/// Players of a further game come each time so much has passed.
+const GAME_EVERY_MS: u64 = 10_000;
 
 /// What a client asks of a node.
 #[derive(Clone, Debug)]
@@ -26,33 +31,34 @@ pub(crate) struct Request {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Operation {
     /// Events of one player; their identities are unique in the run.
-    Append {
-        producer: u64,
-        number: u64,
-        acked_below: u64,
-        player: u64,
-        events: Vec<u64>,
-    },
+    Append { producer: u64, number: u64, acked_below: u64, player: usize, events: Vec<u64> },
     /// Adds one to a player's counter.
-    Increment {
-        producer: u64,
-        number: u64,
-        acked_below: u64,
-        player: u64,
-    },
-    Seal {
-        chunk: u64,
-    },
+    Increment { producer: u64, number: u64, acked_below: u64, player: usize },
+    /// Closes a chunk of a player's shard.
+    Seal { player: usize, chunk: u64 },
     /// A player's counter and events, linearizable.
-    Read {
-        player: u64,
-    },
+    Read { player: usize },
+    /// Makes a game, which others may ask for as well.
+    CreateGame { game: usize },
+    /// Tells the cluster where a node is.
+    UpdateNode { node: u64, port: u64 },
 }
 
 impl Operation {
-    /// The command, stamped; `None` for a read.
-    pub(crate) fn command(&self, hlc: Hlc) -> Option<Vec<u8>> {
-        let range = Some(TokenRange::FULL.into());
+    /// Whose shard it is for; `None` for what the meta group does.
+    pub(crate) fn player(&self) -> Option<usize> {
+        match self {
+            Self::Append { player, .. }
+            | Self::Increment { player, .. }
+            | Self::Seal { player, .. }
+            | Self::Read { player } => Some(*player),
+            Self::CreateGame { .. } | Self::UpdateNode { .. } => None,
+        }
+    }
+
+    /// The command, stamped, for a shard of this range; `None` for a read.
+    pub(crate) fn command(&self, hlc: Hlc, range: TokenRange) -> Option<Vec<u8>> {
+        let range = Some(range.into());
         let batch = |producer: &u64, number: &u64, acked_below: &u64| {
             let producer_id = format!("c{producer}");
             Some(BatchId {
@@ -87,11 +93,24 @@ impl Operation {
                     mutations,
                 })
             }
-            Self::Seal { chunk } => Body::Seal(Seal { chunk: *chunk }),
+            Self::Seal { chunk, .. } => Body::Seal(Seal { chunk: *chunk }),
             Self::Read { .. } => return None,
+            Self::CreateGame { game } => {
+                let replicas = u32::try_from(NODES).unwrap_or(u32::MAX);
+                let create = CreateGame { name: game_name(*game), shards: GAME_SHARDS[*game], replicas };
+                return Some(for_meta(hlc, meta_command::Body::CreateGame(create)));
+            }
+            Self::UpdateNode { node, port } => {
+                let update = UpdateNode { node: Some(node_record(*node, *port)) };
+                return Some(for_meta(hlc, meta_command::Body::UpdateNode(update)));
+            }
         };
         Some(Command { version: 1, hlc: hlc.0, body: Some(body) }.encode_to_vec())
     }
+}
+
+fn for_meta(hlc: Hlc, body: meta_command::Body) -> Vec<u8> {
+    MetaCommand { version: meta::FORMAT_VERSION, hlc: hlc.0, body: Some(body) }.encode_to_vec()
 }
 
 pub(crate) struct Client {
@@ -155,12 +174,17 @@ impl World {
     }
 
     fn begin(&mut self, place: usize) {
-        let player = self.chance.below(PLAYERS);
+        let player = usize::try_from(self.chance.below(PLAYERS as u64)).unwrap_or_default();
+        let game = game_of(player);
+        if self.now < game as u64 * GAME_EVERY_MS {
+            return;
+        }
         let kind = self.chance.below(10);
         let client = &mut self.clients[place];
         // One is in flight at a time: all lower numbers are answered.
         let (producer, number) = (client.id, client.next_number);
         let operation = match kind {
+            _ if !self.oracle.is_made(game) => Operation::CreateGame { game },
             0..=3 => {
                 let first = client.id * 1_000_000 + client.next_event;
                 let count = 1 + self.chance.below(4);
@@ -169,7 +193,8 @@ impl World {
                 Operation::Append { producer, number, acked_below: number, player, events }
             }
             4..=6 => Operation::Increment { producer, number, acked_below: number, player },
-            7 if self.chance.one_in(4) => Operation::Seal { chunk: self.oracle.chunks_sealed() + 1 },
+            7 if self.chance.one_in(4) => Operation::Seal { player, chunk: self.oracle.chunks_sealed(player) + 1 },
+            8 if self.chance.one_in(4) => Operation::UpdateNode { node: 1 + self.chance.below(NODES), port: self.now },
             _ => Operation::Read { player },
         };
         if matches!(operation, Operation::Append { .. } | Operation::Increment { .. }) {
@@ -196,13 +221,21 @@ impl World {
                 waiting.current = Some(Current { attempt, retry_at, ..current });
                 Ok(())
             }
-            Answer::Done(outcome) => {
-                if let Some(outcome::Result::Rejected(rejection)) = &outcome.result {
-                    return Err(Violation(format!("{:?} was rejected: {rejection:?}", current.operation)));
-                }
+            Answer::Done(answer) => {
                 self.trace.report.acknowledged += 1;
-                self.trace.note(self.now, ("done", client, number, outcome.encode_to_vec()));
-                self.oracle.acknowledged(&current.operation, current.floor, &outcome)
+                match *answer {
+                    machine::Answer::Shard(outcome) => {
+                        if let Some(outcome::Result::Rejected(rejection)) = &outcome.result {
+                            return Err(Violation(format!("{:?} was rejected: {rejection:?}", current.operation)));
+                        }
+                        self.trace.note(self.now, ("done", client, number, outcome.encode_to_vec()));
+                        self.oracle.acknowledged(&current.operation, current.floor, &outcome)
+                    }
+                    machine::Answer::Meta(outcome) => {
+                        self.trace.note(self.now, ("meta", client, number, outcome.encode_to_vec()));
+                        self.oracle.decided(&current.operation, outcome)
+                    }
+                }
             }
             Answer::Read(seen) => {
                 self.trace.report.reads += 1;

@@ -3,11 +3,12 @@
 use std::hash::Hasher;
 
 use galoo_consensus::{
+    Entry, GroupId, StateMachine,
     log_store::LogStore,
     raft_loop::{Effects, Refused},
 };
 use galoo_proto::{Hlc, Keyspace};
-use galoo_storage::compaction::destroy_keyspace;
+use galoo_storage::{compaction::destroy_keyspace, engine::WriteBatch};
 use raft::eraftpb::Message;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -15,7 +16,7 @@ use super::{
     Bug, NODES, Violation, World,
     clients::{Operation, Request},
     network::{Packet, Place},
-    node::{Answer, Asker, GROUP, TICK_MS},
+    node::{Answer, Asker, META, Process, TICK_MS},
 };
 
 impl World {
@@ -40,14 +41,14 @@ impl World {
                 continue;
             }
             match packet {
-                Packet::Raft(message) => {
+                Packet::Raft(group, message) => {
                     if let Some(process) = &mut self.nodes[at].process {
-                        process.raft.step(GROUP, *message).expect("no message of a member is refused");
+                        process.raft.step(group, *message).expect("no message of a member is refused");
                     }
                 }
                 Packet::Request(request) => self.requested(at, from, &request),
-                Packet::Pull { offer, cursor } => self.serve_block(at, from, offer, cursor),
-                Packet::Pulled { offer, cursor, block } => self.take_block(at, offer, &cursor, block),
+                Packet::Pull { group, offer, cursor } => self.serve_block(at, from, group, offer, cursor),
+                Packet::Pulled { group, offer, cursor, block } => self.take_block(at, group, offer, &cursor, block),
                 Packet::Answer { .. } => {}
             }
         }
@@ -57,21 +58,25 @@ impl World {
     fn requested(&mut self, at: usize, from: Place, request: &Request) {
         let Place::Client(client) = from else { return };
         let (asker, now, node) = ((client, request.number), self.now, &mut self.nodes[at]);
+        let Some((group, range)) = node.route(&request.operation) else {
+            self.answer(at, asker, Answer::Refused { leader: 0 });
+            return;
+        };
         let Some(process) = &mut node.process else { return };
         let ticket = process.ticket();
-        let refused = match (&request.operation, request.operation.command(Hlc::from_millis(now))) {
+        let refused = match (&request.operation, request.operation.command(Hlc::from_millis(now), range)) {
             (Operation::Read { player }, _) if self.bug == Bug::ReadWithoutAsking => {
-                if process.raft.role(GROUP).is_some_and(|role| role.leads) {
-                    let seen = node.read(*player);
+                if process.raft.role(group).is_some_and(|role| role.leads) {
+                    let seen = node.read(group, *player);
                     self.answer(at, asker, Answer::Read(seen));
                     return;
                 }
                 Err(Refused::NotReady)
             }
-            (Operation::Read { player }, _) => process.raft.read(GROUP, ticket).map(|()| {
+            (Operation::Read { player }, _) => process.raft.read(group, ticket).map(|()| {
                 process.reads.insert(ticket, (asker, *player));
             }),
-            (_, Some(command)) => process.raft.propose(GROUP, ticket, &command).map(|()| {
+            (_, Some(command)) => process.raft.propose(group, ticket, &command).map(|()| {
                 process.proposals.insert(ticket, asker);
             }),
             (_, None) => Ok(()),
@@ -87,10 +92,10 @@ impl World {
         self.network.send(self.now, from, to, Packet::Answer { number, answer }, &mut self.chance);
     }
 
-    fn send(&mut self, messages: Vec<(galoo_consensus::GroupId, Message)>) {
-        for (_, message) in messages {
+    fn send(&mut self, messages: Vec<(GroupId, Message)>) {
+        for (group, message) in messages {
             let (from, to) = (Place::Node(message.from), Place::Node(message.to));
-            self.network.send(self.now, from, to, Packet::Raft(Box::new(message)), &mut self.chance);
+            self.network.send(self.now, from, to, Packet::Raft(group, Box::new(message)), &mut self.chance);
         }
     }
 
@@ -134,16 +139,20 @@ impl World {
         let now = self.now;
         self.send(effects.messages);
         let node = &mut self.nodes[at];
-        for (_, place, index) in effects.installed {
-            let shard = node.open(Keyspace(place));
-            assert!(shard.applied() == index, "the place holds {}, not {index}", shard.applied());
+        for (group, place, index) in effects.installed {
             let Some(process) = &mut node.process else { continue };
-            let old = std::mem::replace(&mut process.shard, shard).keyspace();
+            let Some(machine) = process.machines.get_mut(&group) else { continue };
+            let moved = machine.moved(&node.disk.engine, Keyspace(place)).expect("a pulled state opens");
+            assert!(moved.applied() == index, "the place holds {}, not {index}", moved.applied());
+            let old = std::mem::replace(machine, moved).keyspace();
             // What the snapshot jumps over is not applied any more; its proposers learn nothing.
-            process.queue.retain(|entry| entry.index > index);
+            process.queue.retain(|(of, entry)| *of != group || entry.index > index);
             destroy_keyspace(&node.disk.engine, old).expect("the engine writes");
             self.trace.report.snapshots += 1;
-            self.trace.note(now, ("installed", at, index));
+            self.trace.note(now, ("installed", at, group.0, index));
+            if group == META {
+                node.reconcile();
+            }
         }
         for (_, place) in effects.discarded {
             self.trace.note(now, ("discarded", at));
@@ -151,19 +160,19 @@ impl World {
         }
         let id = node.id;
         let Some(process) = &mut node.process else { return Ok(()) };
-        for (_, entries) in effects.committed {
+        for (group, entries) in effects.committed {
             for entry in entries {
                 let mut hash = Xxh3::new();
                 hash.write(&entry.data);
                 let hash = hash.finish();
-                self.trace.note(now, ("committed", at, entry.index, hash));
-                self.oracle.handed_out(id, entry.index, hash)?;
-                process.queue.push_back(entry);
+                self.trace.note(now, ("committed", at, group.0, entry.index, hash));
+                self.oracle.handed_out(id, group, entry.index, hash)?;
+                process.queue.push_back((group, entry));
             }
         }
-        for (_, ticket, index) in effects.reads {
+        for (group, ticket, index) in effects.reads {
             if let Some((asker, player)) = process.reads.remove(&ticket) {
-                process.waiting.push((index, asker, player));
+                process.waiting.push((group, index, asker, player));
             }
         }
         for (_, offer) in effects.released {
@@ -177,17 +186,17 @@ impl World {
         for asker in lost {
             self.answer(at, asker, Answer::Refused { leader: 0 });
         }
-        for (_, role) in effects.roles {
-            self.trace.note(now, ("role", at, role.term, role.leader, role.leads));
+        for (group, role) in effects.roles {
+            self.trace.note(now, ("role", at, group.0, role.term, role.leader, role.leads));
             if role.leads {
-                self.oracle.leads(role.term, id)?;
+                self.oracle.leads(group, role.term, id)?;
             }
         }
-        if !effects.snapshots_wanted.is_empty() {
-            self.freeze(at);
+        for (group, _) in effects.snapshots_wanted {
+            self.freeze(at, group);
         }
-        for (_, fetch) in &effects.fetch {
-            self.begin_pull(at, fetch);
+        for (group, fetch) in effects.fetch {
+            self.begin_pull(at, group, &fetch);
         }
         Ok(())
     }
@@ -197,30 +206,42 @@ impl World {
         let count = if self.faults { self.chance.below(7).saturating_sub(2) } else { u64::MAX };
         for _ in 0..count {
             let node = &mut self.nodes[at];
-            let Some(entry) = node.process.as_mut().and_then(|process| process.queue.pop_front()) else { break };
-            let commands = node.commands(entry.index, &entry.data);
+            let Some((group, entry)) = node.process.as_mut().and_then(|process| process.queue.pop_front()) else {
+                break;
+            };
+            let commands = node.commands(group, entry.index, &entry.data);
             let commands: Vec<_> = commands.iter().map(Vec::as_slice).collect();
             let Some(process) = &mut node.process else { return };
-            let outcomes = process.shard.apply(entry.index, &commands).expect("a command applies");
-            process.raft.applied(GROUP, entry.index);
+            let Some(machine) = process.machines.get_mut(&group) else { continue };
+            let mut batch = WriteBatch::default();
+            let staged = machine.stage(&[Entry { index: entry.index, commands }], &mut batch);
+            let outcomes = staged.expect("a command applies");
+            node.disk.engine.write(batch).expect("the engine writes");
+            machine.publish();
+            process.raft.applied(group, entry.index);
             let askers = entry.tickets.iter().map(|ticket| process.proposals.remove(ticket));
             let answers: Vec<_> = askers.zip(outcomes).collect();
+            if group == META {
+                node.reconcile();
+            }
             for (asker, outcome) in answers {
                 if let Some(asker) = asker {
-                    self.answer(at, asker, Answer::Done(outcome));
+                    self.answer(at, asker, Answer::Done(Box::new(outcome)));
                 }
             }
         }
         let Some(process) = &mut self.nodes[at].process else { return };
-        let applied = process.shard.applied();
-        let ready: Vec<_> = process.waiting.extract_if(.., |(index, ..)| *index <= applied).collect();
-        for (_, asker, player) in ready {
-            let seen = self.nodes[at].read(player);
+        let Process { machines, waiting, .. } = process;
+        let has_applied =
+            |group: GroupId, index: u64| machines.get(&group).is_some_and(|machine| machine.applied() >= index);
+        let ready: Vec<_> = waiting.extract_if(.., |(group, index, ..)| has_applied(*group, *index)).collect();
+        for (group, _, asker, player) in ready {
+            let seen = self.nodes[at].read(group, player);
             self.answer(at, asker, Answer::Read(seen));
         }
     }
 
-    /// Flushes, cuts the log, and hands over leadership, by chance.
+    /// Flushes, cuts the logs, and hands over leaderships, by chance.
     fn tend(&mut self, at: usize) {
         let (flush, hand_over) = (self.chance.one_in(40), self.faults && self.chance.one_in(1_500));
         let to = 1 + self.chance.below(NODES);
@@ -228,11 +249,13 @@ impl World {
         let Some(process) = &mut node.process else { return };
         if flush {
             node.disk.engine.flush().expect("the engine in memory flushes");
-            let persisted = process.shard.persisted().expect("the engine reads");
-            process.raft.cut(GROUP, persisted, 1).expect("the log cuts");
+            for (group, machine) in &process.machines {
+                let persisted = machine.persisted().expect("the engine reads");
+                process.raft.cut(*group, persisted, 1).expect("the log cuts");
+            }
         }
         if hand_over && to != node.id {
-            process.raft.transfer_leader(GROUP, to);
+            process.machines.keys().for_each(|group| process.raft.transfer_leader(*group, to));
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use galoo_consensus::GroupId;
 use raft::eraftpb::Message;
 
 use super::{NODES, chance::Chance, clients::Request, node::Answer};
@@ -17,7 +18,7 @@ pub(crate) enum Place {
 /// What is on its way.
 #[derive(Clone)]
 pub(crate) enum Packet {
-    Raft(Box<Message>),
+    Raft(GroupId, Box<Message>),
     Request(Request),
     Answer {
         number: u64,
@@ -25,11 +26,13 @@ pub(crate) enum Packet {
     },
     /// Asks for a block of an offered state.
     Pull {
+        group: GroupId,
         offer: u64,
         cursor: Vec<u8>,
     },
     /// The block, or nothing when the offer has ended.
     Pulled {
+        group: GroupId,
         offer: u64,
         cursor: Vec<u8>,
         block: Option<Bytes>,

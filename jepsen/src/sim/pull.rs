@@ -1,19 +1,22 @@
 //! Snapshots between nodes: freezing and offering on one side, pulling and installing on the other.
 
 use bytes::Bytes;
-use galoo_consensus::raft_loop::{Fetch, Offer};
-use galoo_proto::Keyspace;
+use galoo_consensus::{
+    GroupId, StateMachine,
+    raft_loop::{Fetch, Offer},
+};
+use galoo_proto::{Keyspace, ShardId};
 use galoo_storage::{
     compaction::destroy_keyspace,
     engine::{Family, WriteBatch},
     key,
-    snapshot::{Export, Import},
+    snapshot::Import,
 };
 
 use super::{
     Bug, World,
     network::{Packet, Place},
-    node::{GROUP, SHARD},
+    node::META,
 };
 
 /// Bytes of a block: some blocks for a shard of the simulation.
@@ -33,78 +36,89 @@ pub(crate) struct Pull {
 }
 
 impl World {
-    /// Freezes the state between two commands and offers it.
-    pub(crate) fn freeze(&mut self, at: usize) {
+    /// Freezes a group's state between two commands and offers it.
+    pub(crate) fn freeze(&mut self, at: usize, group: GroupId) {
         let node = &mut self.nodes[at];
         let number = node.disk.number();
         let Some(process) = &mut node.process else { return };
-        let export = Export::of_shard(node.disk.engine.snapshot(), process.shard.keyspace(), &node.disk.files);
-        let export = export.expect("the engine reads").with_block_bytes(BLOCK_BYTES);
-        let offer = Offer { index: process.shard.applied(), data: Bytes::copy_from_slice(&number.to_le_bytes()) };
-        if process.exports.is_empty() && process.raft.offer(GROUP, offer).is_ok() {
-            process.exports.insert(number, export);
+        let Some(machine) = process.machines.get(&group) else { return };
+        if process.exports.values().any(|(of, _)| *of == group) {
+            return;
+        }
+        let export = machine.freeze(node.disk.engine.as_ref(), &node.disk.files).expect("the engine reads");
+        let offer = Offer { index: machine.applied(), data: Bytes::copy_from_slice(&number.to_le_bytes()) };
+        if process.raft.offer(group, offer).is_ok() {
+            process.exports.insert(number, (group, export.with_block_bytes(BLOCK_BYTES)));
         }
     }
 
-    pub(crate) fn begin_pull(&mut self, at: usize, fetch: &Fetch) {
+    pub(crate) fn begin_pull(&mut self, at: usize, group: GroupId, fetch: &Fetch) {
         let node = &mut self.nodes[at];
         let place = Keyspace(node.disk.number());
-        let import =
-            Import::new(node.disk.engine.clone(), place, Some(node.disk.files.clone())).expect("a fresh place");
+        let files = (group != META).then(|| node.disk.files.clone());
+        let import = Import::new(node.disk.engine.clone(), place, files).expect("a fresh place");
         let offer = fetch.data.as_ref().try_into().map(u64::from_le_bytes).unwrap_or_default();
         let Some(process) = &mut node.process else { return };
-        assert!(process.pull.is_none(), "one fetch at a time");
-        process.pull = Some(Pull { from: fetch.from, offer, index: fetch.index, place, import, ask_at: 0, tries: 0 });
+        let pull = Pull { from: fetch.from, offer, index: fetch.index, place, import, ask_at: 0, tries: 0 };
+        assert!(process.pulls.insert(group, pull).is_none(), "one fetch of a group at a time");
     }
 
-    /// Asks for the block that comes next, and again when it does not come.
+    /// Asks for the blocks that come next, and again when they do not come.
     pub(crate) fn pull_on(&mut self, at: usize) {
+        let Some(process) = &self.nodes[at].process else { return };
+        let groups: Vec<GroupId> = process.pulls.keys().copied().collect();
+        for group in groups {
+            self.ask(at, group);
+        }
+    }
+
+    fn ask(&mut self, at: usize, group: GroupId) {
         let (now, node) = (self.now, &mut self.nodes[at]);
         let Some(process) = &mut node.process else { return };
-        let Some(pull) = process.pull.as_mut().filter(|pull| now >= pull.ask_at) else { return };
+        let Some(pull) = process.pulls.get_mut(&group).filter(|pull| now >= pull.ask_at) else { return };
         pull.tries += 1;
         if pull.tries > TRIES_MAX {
-            self.give_up(at);
+            self.give_up(at, group);
             return;
         }
         pull.ask_at = now + RETRY_MS;
         let Some(cursor) = pull.import.cursor().map(<[u8]>::to_vec) else { return };
         let (from, to) = (Place::Node(node.id), Place::Node(pull.from));
-        self.network.send(now, from, to, Packet::Pull { offer: pull.offer, cursor }, &mut self.chance);
+        self.network.send(now, from, to, Packet::Pull { group, offer: pull.offer, cursor }, &mut self.chance);
     }
 
-    fn give_up(&mut self, at: usize) {
+    fn give_up(&mut self, at: usize, group: GroupId) {
         let node = &mut self.nodes[at];
         let Some(process) = &mut node.process else { return };
-        if let Some(pull) = process.pull.take() {
-            process.raft.abandon(GROUP);
+        if let Some(pull) = process.pulls.remove(&group) {
+            process.raft.abandon(group);
             destroy_keyspace(&node.disk.engine, pull.place).expect("the engine writes");
         }
     }
 
     /// Hands out a block of a frozen state.
-    pub(crate) fn serve_block(&mut self, at: usize, to: Place, offer: u64, cursor: Vec<u8>) {
+    pub(crate) fn serve_block(&mut self, at: usize, to: Place, group: GroupId, offer: u64, cursor: Vec<u8>) {
         let node = &mut self.nodes[at];
         let Some(process) = &mut node.process else { return };
-        let block = process.exports.get(&offer).map(|export| export.block(&cursor).expect("a block"));
+        let block = process.exports.get(&offer).map(|(_, export)| export.block(&cursor).expect("a block"));
         if block.is_some() {
-            process.raft.renew(GROUP);
+            process.raft.renew(group);
         }
-        let packet = Packet::Pulled { offer, cursor, block };
+        let packet = Packet::Pulled { group, offer, cursor, block };
         self.network.send(self.now, Place::Node(node.id), to, packet, &mut self.chance);
     }
 
-    pub(crate) fn take_block(&mut self, at: usize, offer: u64, cursor: &[u8], block: Option<Bytes>) {
+    pub(crate) fn take_block(&mut self, at: usize, group: GroupId, offer: u64, cursor: &[u8], block: Option<Bytes>) {
         let damage = self.faults && self.chance.one_in(30);
         let bit = self.chance.next();
         let node = &mut self.nodes[at];
         let Some(process) = &mut node.process else { return };
         let awaited = |pull: &Pull| pull.offer == offer && pull.import.cursor() == Some(cursor);
-        if !process.pull.as_ref().is_some_and(awaited) {
+        if !process.pulls.get(&group).is_some_and(awaited) {
             return;
         }
-        let (Some(block), Some(pull)) = (block, process.pull.as_mut()) else {
-            self.give_up(at);
+        let (Some(block), Some(pull)) = (block, process.pulls.get_mut(&group)) else {
+            self.give_up(at, group);
             return;
         };
         if damage {
@@ -119,13 +133,17 @@ impl World {
         if pull.import.cursor().is_some() {
             return;
         }
-        let Some(pull) = process.pull.take() else { return };
+        let Some(pull) = process.pulls.remove(&group) else { return };
         if self.bug == Bug::SnapshotWithoutProducers {
             let mut batch = WriteBatch::default();
             batch.delete_range(Family::Producers, key::keyspace_range(pull.place));
             node.disk.engine.write(batch).expect("the engine writes");
         }
-        pull.import.finish_shard(SHARD, pull.index).expect("the state is whole");
-        process.raft.install(GROUP, pull.index, pull.place.0).expect("the group is here");
+        let finished = match group {
+            META => pull.import.finish(),
+            GroupId(shard) => pull.import.finish_shard(ShardId(shard), pull.index),
+        };
+        finished.expect("the state is whole");
+        process.raft.install(group, pull.index, pull.place.0).expect("the group is here");
     }
 }
