@@ -179,6 +179,11 @@ fn of_plan(text: &str) -> SqlError {
         || lower.contains("non-boolean")
     {
         "42804"
+    } else if lower.contains("correlated scalar subquery")
+        || lower.contains("outer reference")
+        || lower.contains("group by clause in a scalar correlated subquery")
+    {
+        "0A000"
     } else if lower.contains("unique expression names") {
         "42701"
     } else {
@@ -263,6 +268,8 @@ mod tests {
         );
         assert_eq!(plan("Invalid function 'foo'.\nDid you mean 'floor'?").code, "42883");
         assert_eq!(plan("Cannot coerce arithmetic expression Utf8 + Int64").code, "42804");
+        let correlated = "Correlated scalar subquery must be aggregated to return at most one row";
+        assert_eq!(plan(correlated).code, "0A000");
         assert_eq!(SqlError::from(DataFusionError::from(ArrowError::DivideByZero)).code, "22012");
         let cast = ArrowError::CastError("Cannot cast string 'x' to value of Int64 type".to_owned());
         assert_eq!(SqlError::from(DataFusionError::from(cast)).code, "22P02");

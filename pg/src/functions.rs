@@ -11,7 +11,7 @@ use datafusion::arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{
-    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility,
+    AggregateUDF, ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility,
 };
 use datafusion::prelude::SessionContext;
 use datafusion_pg_catalog::pg_catalog as pg;
@@ -19,6 +19,7 @@ use datafusion_pg_catalog::pg_catalog as pg;
 use super::catalog::{OWNER, PUBLIC};
 use super::json::JsonBuildObject;
 use super::session::{Identity, Scope, Settings, VERSION_TEXT};
+use super::single_value::SingleValue;
 use super::to_char::ToChar;
 
 /// Functions that are true of everything.
@@ -136,6 +137,7 @@ pub(super) fn register(context: &SessionContext, identity: &Identity, settings: 
     for (name, answer) in answers {
         context.register_udf(ScalarUDF::new_from_impl(Fixed { name, answer, signature: any() }));
     }
+    context.register_udaf(AggregateUDF::new_from_impl(SingleValue::new()));
     context.register_udf(ScalarUDF::new_from_impl(ToChar::new()));
     context.register_udf(ScalarUDF::new_from_impl(JsonBuildObject::new()));
     let inner = datafusion::functions_nested::string::array_to_string_udf();

@@ -7,7 +7,8 @@
 //! Promises:
 //! * Nothing a client sends stops the server: a broken frame ends its own connection, a panic in a statement is its error.
 //! * Tables are read-only here. What would write is refused with a message that names the API that writes.
-//! * A statement ends when its client cancels it, when `statement_timeout` passes, or when the client goes away.
+//! * A statement ends when its client cancels it, when `statement_timeout` passes, when the server stops, or when the client
+//!   goes away.
 //! * A value is never sent wrapped or cut: what has no Postgres type is sent as text.
 //!
 //! What it does not know: how tables are stored and which cut a context shows. It does not write, and it keeps nothing
@@ -32,6 +33,7 @@
 //! | `numeric` | the type `numeric` on the wire |
 //! | `catalog`, `pg_views`, `functions`, `information_schema` | what tools ask about the database itself |
 //! | `rewrite` | forms that tools send and DataFusion cannot plan |
+//! | `single_value` | the aggregate that the rewrites put around a subquery's one value |
 //! | `to_char`, `json` | functions that have more to do than one answer |
 //! | `relation` | small relations written down as text |
 //! | `error` | SQLSTATEs |
@@ -55,6 +57,7 @@ mod relation;
 mod rewrite;
 mod rows;
 mod session;
+mod single_value;
 mod startup;
 mod statement;
 mod text;
@@ -132,7 +135,7 @@ pub struct PgLimits {
     pub prepared_statements_max: usize,
     /// Open portals of one connection; each may hold a cut. One more is refused with 54000.
     pub portals_max: usize,
-    /// Time for the statements that run at shutdown. What still runs then is stopped, and its connection closed.
+    /// Time for connections to end at shutdown, and for their clients to read why. What is left then is closed.
     pub shutdown_grace: Duration,
 }
 
@@ -156,7 +159,8 @@ struct Shared {
     catalogs: catalog::Catalogs,
 }
 
-/// Serves Postgres clients until `shutdown` is ready, then ends connections after their statements.
+/// Serves Postgres clients until `shutdown` is ready, then ends all connections with SQLSTATE 57P01, also those whose
+/// statement runs.
 ///
 /// Returns after the last connection has ended, or after [`PgLimits::shutdown_grace`]. A failure to accept one client
 /// is logged and not an error.
@@ -214,7 +218,7 @@ pub async fn serve(
     })
     .await;
     if ended.is_err() {
-        tracing::warn!(connections = tasks.len(), "postgres connections stopped in the middle of a statement");
+        tracing::warn!(connections = tasks.len(), "postgres connections did not end in time and were closed");
         tasks.shutdown().await;
     }
     Ok(())

@@ -2,9 +2,9 @@
 //!
 //! A connection waits in two ways only. Between statements it waits for bytes or for the server's shutdown. Within one it
 //! waits for the engine or for the socket to take rows, and at the same time for what may end the statement early: a
-//! cancel request, `statement_timeout`, or the client hanging up. Bytes that arrive meanwhile (pipelined messages) are
-//! kept, up to [`AHEAD_BYTES_MAX`]; over it the client's next bytes wait in the kernel, and a hang-up behind them is seen
-//! only after the statement.
+//! cancel request, `statement_timeout`, the server's shutdown, or the client hanging up. Bytes that arrive meanwhile
+//! (pipelined messages) are kept, up to [`AHEAD_BYTES_MAX`]; over it the client's next bytes wait in the kernel, and a
+//! hang-up behind them is seen only after the statement.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -89,10 +89,7 @@ impl Link {
     pub(super) async fn next_frame(&mut self) -> Result<(u8, Bytes), Failure> {
         loop {
             if *self.shutdown.borrow() {
-                return Err(Failure::Fatal(SqlError::new(
-                    "57P01",
-                    "terminating connection due to administrator command",
-                )));
+                return Err(terminated());
             }
             match wire::next_frame(&mut self.inbox, self.message_bytes_max) {
                 Ok(Some(frame)) => return Ok(frame),
@@ -117,7 +114,7 @@ impl Link {
         self.deadline = timeout.map(|timeout| Instant::now() + timeout);
     }
 
-    /// Waits for `work`, and drops it at a cancel request, at the deadline or when the client hangs up.
+    /// Waits for `work`, and drops it at a cancel request, at the deadline, at shutdown or when the client hangs up.
     ///
     /// A panic of `work` is an error (XX000) of the statement, not of the server.
     pub(super) async fn guard<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -134,6 +131,9 @@ impl Link {
                 biased;
                 changed = self.cancels.changed() => {
                     return Err(if changed.is_ok() { canceled("user request") } else { Failure::Gone });
+                }
+                stop = self.shutdown.wait_for(|stop| *stop) => {
+                    return Err(if stop.is_ok() { terminated() } else { Failure::Gone });
                 }
                 () = timeout => return Err(canceled("statement timeout")),
                 done = &mut work => return done.unwrap_or_else(|panic| Err(panicked(&*panic))),
@@ -162,6 +162,11 @@ impl Sender {
         }
         Ok(())
     }
+}
+
+/// The end of a connection whose server stops.
+fn terminated() -> Failure {
+    Failure::Fatal(SqlError::new("57P01", "terminating connection due to administrator command"))
 }
 
 fn canceled(by: &str) -> Failure {

@@ -2,9 +2,9 @@
 //!
 //! A statement is parsed in Postgres' dialect. Plain ones go to DataFusion as they are, but for the names of unnamed
 //! columns. Those that name the catalog get a context with the catalog, and the rewrites of `datafusion-pg-catalog` where
-//! they need them. The rewrites replace correlated subqueries by null, which tools do not mind and a player's totals would:
-//! so a statement that reads a table of the game is rewritten only if it cannot be planned as it is written. A plain one
-//! that fails because a function or a type is unknown is tried once more with the catalog, so that a function missing in
+//! they need them, but for the one that replaces correlated subqueries by null: what cannot be answered rightly is an error.
+//! A statement that reads a table of the game is rewritten only if it cannot be planned as it is written. A plain one that
+//! fails because a function or a type is unknown is tried once more with the catalog, so that a function missing in
 //! `catalog::CATALOG_WORDS` works all the same.
 
 use std::ops::ControlFlow;
@@ -21,6 +21,11 @@ use datafusion::sql::sqlparser::ast::{Query, SetExpr, Statement, visit_relations
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
+use datafusion_pg_catalog::sql::rules::{
+    AliasDuplicatedProjectionRewrite, CurrentUserVariableToSessionUserFunctionCall, FixArrayLiteral,
+    FixVersionColumnName, PrependUnqualifiedPgTableName, ResolveUnqualifiedIdentifier, RewriteArrayAnyAllOperation,
+    RewritePgCatalogOperator, RewriteRegCastToSubquery, SqlStatementRewriteRule, StripCallableQualifier, StripCollate,
+};
 
 use super::catalog::{self, PUBLIC};
 use super::error::read_only;
@@ -88,6 +93,9 @@ pub(super) fn parse(piece: &Piece) -> Result<Parsed, SqlError> {
 fn for_catalog(text: &str) -> Result<(Statement, OutputNames, &'static str), SqlError> {
     let mut statement = one(compatible(text))?;
     rewrite::apply(&mut statement);
+    if let Some(name) = rewrite::function_of_a_query(&statement) {
+        return Err(SqlError::new("0A000", format!("{name} of a query is not supported by galoo")));
+    }
     let names = names::prepare(&mut statement);
     let tag = check(&mut statement)?;
     Ok((statement, names, tag))
@@ -107,9 +115,41 @@ fn reads_a_game(statement: &Statement) -> bool {
     .is_break()
 }
 
+/// Parses a text with the rewrites of `datafusion-pg-catalog`.
+///
+/// Its parser knows some texts of tools whole, psql's among them, and has others for them: those are taken as they come.
+/// To all else its rules are applied here, because one of them is not wanted.
 fn compatible(sql: &str) -> Result<Vec<Statement>, SqlError> {
     static PARSER: OnceLock<PostgresCompatibilityParser> = OnceLock::new();
-    Ok(PARSER.get_or_init(PostgresCompatibilityParser::new).parse(sql)?)
+    static RULES: OnceLock<Vec<Box<dyn SqlStatementRewriteRule>>> = OnceLock::new();
+    let parser = PARSER.get_or_init(PostgresCompatibilityParser::new);
+    let theirs = parser.parse(sql)?;
+    let Ok(written) = Parser::parse_sql(&PostgreSqlDialect {}, sql) else { return Ok(theirs) };
+    let texts = |statements: &[Statement]| statements.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let by_rules: Vec<Statement> = written.iter().cloned().map(|statement| parser.rewrite(statement)).collect();
+    if texts(&by_rules) != texts(&theirs) {
+        return Ok(theirs);
+    }
+    let rules = RULES.get_or_init(rules);
+    let apply = |statement: Statement| rules.iter().fold(statement, |statement, rule| rule.rewrite(statement));
+    Ok(written.into_iter().map(apply).collect())
+}
+
+/// The rules of `datafusion-pg-catalog` in its order, without `RemoveSubqueryFromProjection`: that one answers null.
+fn rules() -> Vec<Box<dyn SqlStatementRewriteRule>> {
+    vec![
+        Box::new(AliasDuplicatedProjectionRewrite),
+        Box::new(ResolveUnqualifiedIdentifier),
+        Box::new(RewriteArrayAnyAllOperation),
+        Box::new(PrependUnqualifiedPgTableName),
+        Box::new(StripCallableQualifier),
+        Box::new(FixArrayLiteral),
+        Box::new(CurrentUserVariableToSessionUserFunctionCall),
+        Box::new(StripCollate),
+        Box::new(RewritePgCatalogOperator),
+        Box::new(RewriteRegCastToSubquery::new()),
+        Box::new(FixVersionColumnName),
+    ]
 }
 
 fn one(statements: Result<Vec<Statement>, SqlError>) -> Result<Statement, SqlError> {
@@ -239,8 +279,105 @@ fn empty_context(database: &str) -> Result<SessionContext, SqlError> {
 
 #[cfg(test)]
 mod tests {
+    use async_trait::async_trait;
+    use datafusion::arrow::array::RecordBatch;
+    use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
+    use futures::TryStreamExt;
+
     use super::*;
+    use crate::cancel::Cancels;
+    use crate::catalog::Catalogs;
     use crate::statement::split;
+    use crate::{PgLimits, SqlBackend};
+
+    /// A node without games.
+    struct NoGames;
+
+    #[async_trait]
+    impl SqlBackend for NoGames {
+        fn games(&self) -> Vec<String> {
+            Vec::new()
+        }
+
+        async fn context(&self, game: &str) -> Result<SessionContext, SqlError> {
+            Err(SqlError::new("3D000", format!("no game {game}")))
+        }
+
+        async fn define(&self, _: &str, _: &str) -> Result<Option<String>, SqlError> {
+            Ok(None)
+        }
+    }
+
+    /// Asks a database without tables; the cells of a row are joined by a bar.
+    async fn ask(sql: &str) -> Result<Vec<String>, SqlError> {
+        let shared = Shared {
+            backend: Arc::new(NoGames),
+            limits: PgLimits::default(),
+            cancels: Cancels::default(),
+            catalogs: Catalogs::default(),
+        };
+        let identity = Identity { user: "galoo".to_owned(), database: "postgres".to_owned(), is_game: false, pid: 1 };
+        let planned = plan(&shared, &identity, &Arc::default(), &parsed(sql)?).await?;
+        let batches: Vec<RecordBatch> = execute(planned).await?.try_collect().await?;
+        let options = FormatOptions::default().with_null("null");
+        let mut rows = Vec::new();
+        for batch in &batches {
+            let columns = batch.columns().iter().map(|column| ArrayFormatter::try_new(column.as_ref(), &options));
+            let columns: Vec<ArrayFormatter<'_>> = columns.collect::<Result<_, _>>()?;
+            let cells = |row: usize| columns.iter().map(move |column| column.value(row).to_string());
+            rows.extend((0..batch.num_rows()).map(|row| cells(row).collect::<Vec<_>>().join("|")));
+        }
+        Ok(rows)
+    }
+
+    #[tokio::test]
+    async fn subqueries_about_the_catalog_are_answered_rightly() {
+        let counted = "select relname, (select count(*) from pg_attribute a where a.attrelid = c.oid) from pg_class c
+            where relname in ('pg_namespace', 'pg_class') order by 1";
+        let joined = "select c.relname, count(*) from pg_class c join pg_attribute a on a.attrelid = c.oid
+            where c.relname in ('pg_namespace', 'pg_class') group by 1 order by 1";
+        let counts = ask(counted).await.unwrap();
+        assert_eq!(counts.len(), 2);
+        assert_eq!(counts, ask(joined).await.unwrap());
+        let named = "select relname, (select nspname from pg_namespace n where n.oid = c.relnamespace) from pg_class c
+            where relname in ('pg_class', 'tables') order by 1";
+        assert_eq!(ask(named).await.unwrap(), ["pg_class|pg_catalog", "tables|information_schema"]);
+        for (condition, found) in [("true", "select count(*) > 0 from pg_tables"), ("false", "select false")] {
+            let exists = format!("select exists(select 1 from pg_tables where {condition})");
+            assert_eq!(ask(&exists).await.unwrap(), ask(found).await.unwrap());
+        }
+        let each = "select exists(select 1 from pg_attribute a where a.attrelid = c.oid),
+            not exists(select 1 from pg_namespace n where n.oid = c.relnamespace) from pg_class c
+            where relname = 'pg_class'";
+        assert_eq!(ask(each).await.unwrap(), ["true|false"]);
+    }
+
+    #[tokio::test]
+    async fn a_subquery_that_has_no_right_answer_is_an_error_and_never_null() {
+        let of_class = |subquery: &str| format!("select ({subquery}) from pg_class c where relname = 'pg_class'");
+        let many = of_class("select attname from pg_attribute a where a.attrelid = c.oid");
+        assert_eq!(ask(&many).await.unwrap_err().code, "21000");
+        let limited = of_class("select attname from pg_attribute a where a.attrelid = c.oid limit 1");
+        assert_eq!(ask(&limited).await.unwrap_err().code, "0A000");
+        let unequal = of_class("select count(*) from pg_namespace n where n.oid < c.oid");
+        assert_eq!(ask(&unequal).await.unwrap_err().code, "0A000");
+        assert_eq!(ask("select array(select relname from pg_class)").await.unwrap_err().code, "0A000");
+    }
+
+    #[tokio::test]
+    async fn the_columns_that_psql_describes_are_answered() {
+        let columns = "SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod),
+              (SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid, true) FROM pg_catalog.pg_attrdef d
+               WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.atthasdef),
+              a.attnotnull,
+              (SELECT c.collname FROM pg_catalog.pg_collation c, pg_catalog.pg_type t
+               WHERE c.oid = a.attcollation AND t.oid = a.atttypid AND a.attcollation <> t.typcollation) AS attcollation
+            FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class r ON a.attrelid = r.oid
+            WHERE r.relname = 'pg_namespace' AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+        let rows = ask(columns).await.unwrap();
+        assert!(rows.iter().any(|row| row.starts_with("nspname|")), "{rows:?}");
+        assert!(rows.iter().all(|row| row.split('|').nth(2) == Some("null") && row.ends_with("|null")), "{rows:?}");
+    }
 
     fn parsed(sql: &str) -> Result<Parsed, SqlError> {
         parse(&split(sql).unwrap()[0])
