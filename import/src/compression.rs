@@ -4,16 +4,19 @@
 //! their end. What follows the last member or frame must be another one: garbage there is damage, not an end.
 //!
 //! Two limits of the formats to know. The checksum of gzip stands at the end of a member and the one of zstd (which is
-//! optional) at the end of a frame, so bytes are given out before the sum over them is checked. And zstd needs the
-//! window that the writer chose, at most 128 MiB (the library refuses more); `zstd -19` and below choose 8 MiB or less.
+//! optional) at the end of a frame, so bytes are given out before the sum over them is checked; for a file that can be
+//! read twice `verify` says beforehand how many of them are sure. And zstd needs the window that the writer chose, at
+//! most 128 MiB (the library refuses more); `zstd -19` and below choose 8 MiB or less.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::verify::Damage;
+
 /// Bytes of the file as it lies on the disk that are read at once.
-const READ_BYTES: usize = 128 << 10;
+pub(super) const READ_BYTES: usize = 128 << 10;
 
 /// First bytes that are enough to tell the formats apart.
 const MAGIC_BYTES: usize = 4;
@@ -101,6 +104,8 @@ pub struct Decoded {
     /// How far the input is read.
     pub meter: Arc<Meter>,
     reader: Box<dyn Read + Send>,
+    /// The damage before which reading ends, with the sure bytes that are left.
+    damage: Option<Damage>,
 }
 
 impl Decoded {
@@ -122,16 +127,35 @@ impl Decoded {
             }
             Compression::Zstd => Box::new(zstd_reader(BufReader::with_capacity(READ_BYTES, whole))?),
         };
-        Ok(Decoded { compression, meter, reader })
+        Ok(Decoded { compression, meter, reader, damage: None })
+    }
+
+    /// Lets an input of which nothing was read end before a damage, with its error.
+    pub(super) fn end_before(&mut self, damage: Damage) {
+        self.damage = Some(damage);
     }
 
     /// Reads decompressed bytes into `room`; 0 only at the end of the input.
     pub fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.reader.read(room) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => return other,
-            }
+        let Some(Damage { sure_bytes, error }) = &mut self.damage else {
+            return read_some(&mut self.reader, room);
+        };
+        if *sure_bytes == 0 {
+            return Err(std::mem::replace(error, io::ErrorKind::InvalidData.into()));
+        }
+        let length = usize::try_from(*sure_bytes).map_or(room.len(), |sure| sure.min(room.len()));
+        let count = read_some(&mut self.reader, &mut room[..length])?;
+        *sure_bytes -= count as u64;
+        Ok(count)
+    }
+}
+
+/// Reads what there is, also after an interruption.
+fn read_some(reader: &mut impl Read, room: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match reader.read(room) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
         }
     }
 }

@@ -1,13 +1,16 @@
 //! Chooses the player, time and type fields of an input, from options where they are given and from lines where not.
 //!
-//! The first lines that are JSON objects, at most [`SAMPLE_LINES_MAX`], vote. Of the names that game logs commonly use,
-//! in a fixed order, the first wins that stands in nearly all of these lines with a value that fits: so `time: 35`, the
-//! second of a match, does not win over a `timestamp` that is one. A time's unit is told by the suffix of the field's
-//! name, else by the magnitude of its numbers, else it is RFC 3339 text.
+//! A field is chosen by the first line that has one of the names that game logs commonly use, with a value that fits:
+//! so `time: 35`, the second of a match, does not win over a `timestamp` that is one. Of several in that line the first
+//! in a fixed order wins. A time's unit is told by the suffix of the field's name, else by the magnitude of its number
+//! in that line, else it is RFC 3339 text.
+//!
+//! The first lines that are JSON objects, at most [`SAMPLE_LINES_MAX`], must agree: what was chosen has to fit in
+//! nearly all of them. So lines that are appended to a short file can refuse a choice but never change it, and what was
+//! imported under it stays what it is.
 //!
 //! Nothing is guessed silently: the [`Detection`] prints what was chosen and why, and what cannot be told is an error
-//! that lists the fields seen and the option to give. The choice depends on the sample, and the sample of a short file
-//! changes when it grows: an import that continues keeps its [`Fields`] and does not ask again.
+//! that lists the fields seen and the option to give.
 
 use std::fmt;
 
@@ -16,13 +19,13 @@ use crate::instant::{EVENT_TIME_MS, TimeUnit, TimeUnitOption};
 use crate::json::{Kind, Members, Value};
 use crate::mapping::{EVENT_TYPE_BYTES_MAX, PLAYER_ID_BYTES_MAX, shown, time_text};
 
-/// Lines that vote; those behind them are not looked at.
+/// Lines that are looked at.
 pub const SAMPLE_LINES_MAX: usize = 1_000;
 
 /// Names of fields that an error lists; more are left out.
 pub const FIELDS_SEEN_MAX: usize = 40;
 
-/// Percent of the sampled lines in which a field must fit to be chosen.
+/// Percent of the sampled lines in which a chosen field must fit.
 const NEARLY_ALL_PERCENT: usize = 95;
 
 /// Names of player fields, the best first.
@@ -106,11 +109,29 @@ pub enum DetectError {
         /// The first role that is not given.
         role: Role,
     },
-    /// None of the known names fits.
-    #[error("no known {role} field in nearly all of {sampled} lines; top-level fields are {seen}: give {}", role.option())]
+    /// None of the known names fits in any line.
+    #[error("no known {role} field in any of {sampled} lines; top-level fields are {seen}: give {}", role.option())]
     Unknown {
         /// The role that no field fits.
         role: Role,
+        /// Lines looked at.
+        sampled: usize,
+        /// The fields of these lines.
+        seen: FieldsSeen,
+    },
+    /// The field that the first line with any has does not fit in nearly all lines.
+    #[error(
+        "{role} field {field}, the first that is known, fits in only {lines} of {sampled} lines; top-level fields are \
+         {seen}: give {}",
+        role.option()
+    )]
+    Rare {
+        /// The role that the field is for.
+        role: Role,
+        /// The field.
+        field: String,
+        /// Lines in which it fits.
+        lines: usize,
         /// Lines looked at.
         sampled: usize,
         /// The fields of these lines.
@@ -157,7 +178,7 @@ impl fmt::Display for FieldsSeen {
 pub enum Why {
     /// An option names it.
     Given,
-    /// It is the first known name that fits.
+    /// The first line that has a known name with a value that fits has it.
     Fits {
         /// Lines in which it does.
         lines: usize,
@@ -182,7 +203,7 @@ pub enum WhyUnit {
     Given,
     /// The field's name ends with it.
     Suffix,
-    /// The numbers are instants of our days in it.
+    /// The first number is an instant of our days in it.
     Magnitude,
     /// The values are texts.
     Text,
@@ -225,15 +246,17 @@ impl fmt::Display for Detection {
 struct Tally {
     path: FieldPath,
     present: usize,
-    /// Lines in which the value fits the role.
+    /// Lines in which the value fits the role; for a time, those in the unit of the first of them.
     fits: usize,
-    /// For a time: lines in which it fits, by unit, in the order of [`TimeUnit::ALL`].
-    units: [usize; TimeUnit::ALL.len()],
+    /// The first of these lines.
+    first_fit: Option<usize>,
+    /// For a time: its unit in that line.
+    unit: Option<TimeUnit>,
     /// The first value that was met.
     example: Option<String>,
 }
 
-/// Looks at lines until it has seen enough to choose.
+/// Looks at lines, and chooses.
 #[derive(Debug)]
 pub struct Detector {
     options: MappingOptions,
@@ -280,15 +303,17 @@ impl Detector {
                 let Some(found) = tally.path.find(line, &self.members) else { continue };
                 tally.present += 1;
                 tally.example.get_or_insert_with(|| shown(found.value.text));
-                match role {
+                let fits = match role {
                     Role::Time => {
-                        if let Some(unit) = unit_of(tally.path.name(), found.value, self.options.time_unit) {
-                            tally.units[unit as usize] += 1;
-                            // A field counts as far as one unit explains it.
-                            tally.fits = tally.units.into_iter().max().unwrap_or(0);
-                        }
+                        let unit = unit_of(tally.path.name(), found.value, self.options.time_unit);
+                        tally.unit = tally.unit.or(unit);
+                        unit.is_some() && unit == tally.unit
                     }
-                    Role::Player | Role::Type => tally.fits += usize::from(text_fits(role, found.value)),
+                    Role::Player | Role::Type => text_fits(role, found.value),
+                };
+                if fits {
+                    tally.fits += 1;
+                    tally.first_fit = tally.first_fit.or(Some(self.sampled));
                 }
             }
         }
@@ -327,12 +352,17 @@ impl Detector {
             chosen.iter().all(|other| other.path.name() != name)
                 && Role::ALL.into_iter().all(|role| self.options.given(role) != Some(name))
         };
-        tallies
-            .iter()
-            .filter(free)
-            .find(|tally| nearly_all(tally.fits, sampled))
-            .map(|tally| (tally, Why::Fits { lines: tally.fits, sampled }))
-            .ok_or_else(|| DetectError::Unknown { role, sampled, seen: seen() })
+        // The first name of those that fit first.
+        let first = tallies.iter().filter(free).filter(|tally| tally.fits > 0).min_by_key(|tally| tally.first_fit);
+        let Some(tally) = first else {
+            return Err(DetectError::Unknown { role, sampled, seen: seen() });
+        };
+        let lines = tally.fits;
+        if !nearly_all(lines, sampled) {
+            let field = tally.path.name().to_owned();
+            return Err(DetectError::Rare { role, field, lines, sampled, seen: seen() });
+        }
+        Ok((tally, Why::Fits { lines, sampled }))
     }
 
     /// Chooses the unit of the time field.
@@ -340,9 +370,8 @@ impl Detector {
         if let TimeUnitOption::Given(unit) = self.options.time_unit {
             return Ok((unit, WhyUnit::Given));
         }
-        let unit = TimeUnit::ALL.into_iter().find(|unit| time.units[*unit as usize] == time.fits);
-        match unit {
-            Some(unit) if time.fits > 0 && nearly_all(time.fits, time.present) => {
+        match time.unit {
+            Some(unit) if nearly_all(time.fits, time.present) => {
                 let why = match unit {
                     TimeUnit::Rfc3339 => WhyUnit::Text,
                     _ if TimeUnit::of_suffix(time.path.name()).is_some() => WhyUnit::Suffix,
@@ -378,7 +407,7 @@ pub fn detect<'a>(
 
 /// The names to count for a role: the one given, or all that are known.
 fn tallies(role: Role, options: &MappingOptions, known: &[&str]) -> Result<Vec<Tally>, DetectError> {
-    let tally = |path| Tally { path, present: 0, fits: 0, units: [0; TimeUnit::ALL.len()], example: None };
+    let tally = |path| Tally { path, present: 0, fits: 0, first_fit: None, unit: None, example: None };
     match options.given(role) {
         Some(name) => Ok(vec![tally(FieldPath::new(role, name)?)]),
         None => Ok(known.iter().map(|name| tally(FieldPath::known(name))).collect()),

@@ -22,7 +22,7 @@ fn fields(lines: &[&str]) -> (String, String, &'static str, String) {
 }
 
 #[test]
-fn the_first_known_name_that_fits_wins() {
+fn the_first_known_name_that_fits_in_a_line_wins() {
     let table = [
         (
             r#"{"player_id":"a","ts_ms":1280526899000,"event_type":"x","name":"n"}"#,
@@ -59,15 +59,38 @@ fn the_first_known_name_that_fits_wins() {
 fn a_field_must_fit_in_nearly_all_lines() {
     let with = r#"{"player_id":"a","user_id":"b","ts":1280526899,"type":"x"}"#;
     let without = r#"{"user_id":"b","ts":1280526899,"type":"x"}"#;
-    let lines = |missing: usize| [vec![without; missing], vec![with; 100 - missing]].concat();
+    let lines = |missing: usize| [vec![with; 100 - missing], vec![without; missing]].concat();
     assert_eq!(fields(&lines(5)).0, "player_id");
-    assert_eq!(fields(&lines(6)).0, "user_id");
-    // Lines that are no objects have no vote, and those behind the sample are not read.
+    assert_eq!(
+        auto(&lines(6)).unwrap_err().to_string(),
+        "player field player_id, the first that is known, fits in only 94 of 100 lines; top-level fields are player_id, \
+         user_id, ts, type: give --player-field"
+    );
+    // Lines that are no objects have no say, and those behind the sample are not read.
     let torn = [["{", "[]", "1", ""]; 50].concat();
     assert_eq!(fields(&[torn, lines(5)].concat()).0, "player_id");
     let mut many = vec![with; SAMPLE_LINES_MAX];
     many.extend(vec![without; 5000]);
     assert_eq!(auto(&many).unwrap().why[0], Why::Fits { lines: SAMPLE_LINES_MAX, sampled: SAMPLE_LINES_MAX });
+}
+
+#[test]
+fn lines_that_are_appended_change_no_choice() {
+    let user = r#"{"user":"u","time":1280526899,"type":"x"}"#;
+    let both = r#"{"player_id":"p","user":"u","ts_ms":1280526899000,"time":1280526899,"event_type":"y","type":"x"}"#;
+    let expected = ("user".to_owned(), "time".to_owned(), "s", "type".to_owned());
+    for appended in [0, 1, 50, 5_000] {
+        assert_eq!(fields(&[vec![user], vec![both; appended]].concat()), expected, "{appended} lines appended");
+    }
+    // A line without any known field leaves the choice to the next one that has some.
+    assert_eq!(fields(&[vec![r#"{"time":35}"#, user], vec![both; 50]].concat()), expected);
+    // What is appended may not fit: it is refused, and nothing else is chosen.
+    let other = r#"{"player_id":"p","time":1280526899,"type":"x"}"#;
+    let error = auto(&[vec![user], vec![other; 50]].concat()).unwrap_err();
+    assert!(matches!(&error, DetectError::Rare { role: Role::Player, field, .. } if field == "user"), "{error}");
+    let later = r#"{"user":"u","time":1280526899000,"type":"x"}"#;
+    let error = auto(&[vec![user], vec![later; 50]].concat()).unwrap_err();
+    assert!(matches!(&error, DetectError::Rare { role: Role::Time, lines: 1, .. }), "{error}");
 }
 
 #[test]
@@ -102,15 +125,15 @@ fn what_cannot_be_told_is_an_error_with_the_option_to_give() {
     let none = MappingOptions::default;
     assert_eq!(
         message(none(), &[r#"{"hero":"a","ts":1280526899,"type":"x"}"#]),
-        "no known player field in nearly all of 1 lines; top-level fields are hero, ts, type: give --player-field"
+        "no known player field in any of 1 lines; top-level fields are hero, ts, type: give --player-field"
     );
     assert_eq!(
         message(none(), &[r#"{"player":"a","time":35,"type":"x"}"#]),
-        "no known time field in nearly all of 1 lines; top-level fields are player, time, type: give --time-field"
+        "no known time field in any of 1 lines; top-level fields are player, time, type: give --time-field"
     );
     assert_eq!(
         message(none(), &["{}"]),
-        "no known player field in nearly all of 1 lines; top-level fields are none: give --player-field"
+        "no known player field in any of 1 lines; top-level fields are none: give --player-field"
     );
     assert_eq!(
         message(none(), &["{", "7"]),

@@ -49,9 +49,9 @@ impl fmt::Display for Role {
     }
 }
 
-/// Which fields an import uses, all of them decided: with the input's identity, what its progress is kept under.
+/// Which fields an import uses, all of them decided.
 ///
-/// It is worth keeping as it is: what detection decides may change when a short file grows.
+/// With other fields the same lines are other events, which the store refuses under the numbers that it knows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fields {
     /// Name or path of the player field.

@@ -3,8 +3,8 @@
 //! ```text
 //! compression -> source -> runs -> mapping -> (batches: not here)
 //!   bytes         lines    runs    events
-//!                  |                  \-> dead_letter (lines that are no event)
-//!              identity
+//!      |           |                  \-> dead_letter (lines that are no event)
+//!    verify    identity
 //! ```
 //!
 //! Promises: the same content gives the same lines, runs and events, whatever the compression, the buffer sizes and
@@ -23,6 +23,7 @@ pub mod mapping;
 pub mod runs;
 mod scanner;
 pub mod source;
+mod verify;
 
 /// Returns a file of the shared data (`GALOO_SHARED`, by default beside the clone); prints why a test is skipped without.
 #[cfg(test)]

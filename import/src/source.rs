@@ -9,10 +9,15 @@
 //! decompressed content, however it was packed and in whatever pieces it came. Memory: the first MiB (kept for
 //! [`crate::identity`]), a buffer of some hundred KiB that grows to 1.6 MiB for a longest line, the decompressor.
 //!
+//! A compressed file is decoded to its end before its first line is given out (`verify`), as some damage shows only
+//! there: lines that it may have changed are never given out. A file that is known by its first MiB and damaged in it
+//! gives out nothing: what it is known by is not sure. A pipe cannot be read twice, so lines before its damage may be
+//! wrong.
+//!
 //! It does not know JSON.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +27,7 @@ use memchr::memchr;
 
 use crate::compression::{Compression, Decoded, Meter};
 use crate::identity::{Identity, PREFIX_BYTES_MAX, base_name};
+use crate::verify::{Damage, find_damage};
 
 /// Longest line that is read as a line. A longer one is a bad line: it is skipped, counted and reported.
 ///
@@ -84,6 +90,23 @@ pub enum SourceError {
         compression: Compression,
         /// Number of the last whole line, 0 if there is none.
         line_last: u64,
+        /// What the decompressor said.
+        source: io::Error,
+    },
+    /// The compressed content is damaged in what the file is known by, so that no line of it is taken. Get the file
+    /// again, or name it by `--source` to take the lines before the damage.
+    #[error(
+        "{name} is damaged and only {sure_bytes} bytes of its text are sure, of {} that it is known by, so nothing of \
+         it is taken: {compression} says: {source}",
+        PREFIX_BYTES_MAX
+    )]
+    DamagedBeginning {
+        /// The file's name.
+        name: String,
+        /// The format that is damaged.
+        compression: Compression,
+        /// Bytes of text before the damage.
+        sure_bytes: u64,
         /// What the decompressor said.
         source: io::Error,
     },
@@ -153,11 +176,13 @@ pub enum End {
 }
 
 impl Source {
-    /// Opens the file at `path`, or standard input when it is `-`, and reads its first MiB.
+    /// Opens the file at `path`, or standard input when it is `-`, and reads its first MiB. A compressed file is
+    /// decoded to its end before.
     ///
     /// # Errors
-    /// [`SourceError::Open`], [`SourceError::StdinNeedsName`], [`SourceError::SourceName`], or
-    /// [`SourceError::Read`] when not even the first bytes can be read. Damage is told later, after the lines before it.
+    /// [`SourceError::Open`], [`SourceError::StdinNeedsName`], [`SourceError::SourceName`],
+    /// [`SourceError::DamagedBeginning`], or [`SourceError::Read`] when the file cannot be read. Other damage is told
+    /// later, after the lines before it.
     pub fn open(path: &Path, source_name: Option<&str>) -> Result<Source, SourceError> {
         if path.as_os_str() == "-" {
             if source_name.is_none() {
@@ -166,17 +191,34 @@ impl Source {
             return Source::from_reader("standard input", Box::new(io::stdin()), None, source_name);
         }
         let open = |source| SourceError::Open { path: path.to_owned(), source };
-        let file = File::open(path).map_err(open)?;
+        let mut file = File::open(path).map_err(open)?;
         let metadata = file.metadata().map_err(open)?;
-        let total_bytes = metadata.is_file().then_some(metadata.len());
-        Source::from_reader(&base_name(path), Box::new(file), total_bytes, source_name)
+        let name = base_name(path);
+        if !metadata.is_file() {
+            return Source::from_reader(&name, Box::new(file), None, source_name);
+        }
+        let read = |source| SourceError::Read { name: name.clone(), line_last: 0, source };
+        let damage = find_damage(&mut file).map_err(read)?;
+        file.rewind().map_err(read)?;
+        Source::before(damage, &name, Box::new(file), Some(metadata.len()), source_name)
     }
 
     /// Reads lines from `input`; `name` is shown in errors and is the identity's name.
     ///
     /// # Errors
-    /// As [`Source::open`].
+    /// As [`Source::open`], but that all damage is told later.
     pub fn from_reader(
+        name: &str,
+        input: Box<dyn Read + Send>,
+        total_bytes: Option<u64>,
+        source_name: Option<&str>,
+    ) -> Result<Source, SourceError> {
+        Source::before(None, name, input, total_bytes, source_name)
+    }
+
+    /// Reads the lines before a damage.
+    fn before(
+        damage: Option<Damage>,
         name: &str,
         input: Box<dyn Read + Send>,
         total_bytes: Option<u64>,
@@ -189,6 +231,14 @@ impl Source {
         }
         let mut decoded =
             Decoded::new(input).map_err(|source| SourceError::Read { name: name.to_owned(), line_last: 0, source })?;
+        if let Some(damage) = damage {
+            if source_name.is_none() && damage.sure_bytes < PREFIX_BYTES_MAX as u64 {
+                let (name, compression) = (name.to_owned(), decoded.compression);
+                let Damage { sure_bytes, error } = damage;
+                return Err(SourceError::DamagedBeginning { name, compression, sure_bytes, source: error });
+            }
+            decoded.end_before(damage);
+        }
         let (prefix, failure) = read_prefix(&mut decoded);
         Ok(Source {
             name: name.to_owned(),

@@ -3,7 +3,12 @@
 //! A run's number is the batch's number and the file's identity the producer, whatever the options: an import that was
 //! killed goes on where it was, and so does one of a file that was appended to.
 
-use std::{io::IsTerminal, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    io::IsTerminal,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -13,13 +18,14 @@ use galoo_import::{
     compression::Meter,
     dead_letter::{DeadLetters, default_path},
     detect::{Detection, MappingOptions, detect},
+    fields::Fields,
     identity,
     instant::TimeUnitOption,
     mapping::{EventTimes, Mapping},
     runs::{Run, RunReader},
     source::{Line, Source, SourceError},
 };
-use galoo_proto::value::Event;
+use galoo_proto::{command::rejection::Reason, value::Event};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -33,6 +39,10 @@ pub(super) struct ImportArgs {
     #[arg(long)]
     game: String,
     /// Names the source instead of the file's name and content; standard input needs it
+    ///
+    /// A compressed file is read twice: first to its end, to see what of it is sure, then to import that. Standard input
+    /// can be read only once: what comes before a damage of it is stored, although it may be wrong where the damage
+    /// shows only in a checksum.
     #[arg(long)]
     source: Option<String>,
     /// The field that holds the player [default: detected]
@@ -58,6 +68,8 @@ pub(super) struct ImportArgs {
 const WINDOW: usize = 32;
 /// Mapped runs that wait to be sent.
 const RUNS_AHEAD_MAX: usize = 8;
+/// Between two pictures of what turns while a file is looked at.
+const SPINNER_TICK: Duration = Duration::from_millis(100);
 
 /// A run, mapped.
 struct Batch {
@@ -88,6 +100,21 @@ impl Report {
 
 fn source_failure(error: SourceError) -> Failure {
     Failure::Refused(error.to_string())
+}
+
+/// Says of a run whose number is known with other content what may have happened.
+fn append_failure(error: galoo_client::Error) -> Failure {
+    let is_conflict = matches!(
+        &error,
+        galoo_client::Error::Rejected { rejection, .. } if rejection.reason() == Reason::BatchConflict
+    );
+    match Failure::from(error) {
+        Failure::Refused(message) if is_conflict => Failure::Refused(format!(
+            "{message}: either the beginning of the file was changed, or it was first imported with other fields (give \
+             the same --player-field, --time-field, --time-unit and --type-field again), or --source named another file"
+        )),
+        failure => failure,
+    }
 }
 
 /// Finds the fields in the first run.
@@ -179,6 +206,7 @@ pub(super) struct Import {
 pub(super) struct Imported {
     pub(super) report: Report,
     source: String,
+    fields: Fields,
     times: Option<EventTimes>,
     rejected: Option<PathBuf>,
     /// How the source ended; what came before is stored.
@@ -195,7 +223,7 @@ impl ImportArgs {
 }
 
 impl Import {
-    /// Opens the file and finds its fields.
+    /// Opens the file and finds its fields; a compressed one is read to its end before.
     pub(super) fn open(args: ImportArgs) -> Result<Self, Failure> {
         let source = Source::open(&args.file, args.source.as_deref()).map_err(source_failure)?;
         let (name, prefix, meter) = (source.identity().name.clone(), source.prefix(), source.meter());
@@ -217,7 +245,8 @@ impl Import {
         };
         let producer = Producer::register(client, &args.game, &source).await?;
         let mut stream = producer.stream(WINDOW).await?;
-        let mapping = Mapping::new(detection.fields.clone()).map_err(|error| Failure::Refused(error.to_string()))?;
+        let fields = detection.fields;
+        let mapping = Mapping::new(fields.clone()).map_err(|error| Failure::Refused(error.to_string()))?;
         let rejected = args.rejected.clone().unwrap_or_else(|| default_path(&name));
         let mut dead_letters = DeadLetters::new(&rejected).map_err(|error| Failure::Refused(error.to_string()))?;
 
@@ -231,29 +260,35 @@ impl Import {
                 dead_letters.add(*line, reason, text).context("dead letters")?;
             }
             if !batch.events.is_empty() {
-                report.take(&stream.send(batch.number, batch.events, batch.may_grow).await?);
+                let sent = stream.send(batch.number, batch.events, batch.may_grow).await;
+                report.take(&sent.map_err(append_failure)?);
             }
             let events = report.stored + report.duplicates;
             tell(Progress { lines: report.lines, events, bytes: meter.bytes_read() });
         }
-        report.take(&stream.finish().await?);
+        report.take(&stream.finish().await.map_err(append_failure)?);
         let (times, ended) = reader.await.context("the reading thread")?;
         let rejected = dead_letters.finish().context("dead letters")?;
-        Ok(Imported { report, source, times, rejected, ended: ended.map_err(source_failure) })
+        Ok(Imported { report, source, fields, times, rejected, ended: ended.map_err(source_failure) })
     }
 }
 
 pub(super) async fn run(args: ImportArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let (quiet, connection, game) = (args.connection.json, args.connection.clone(), args.game.clone());
-    let import = Import::open(args)?;
-    if !quiet {
-        println!("{}", import.detection);
-    }
+    let spinner = spinner(&args);
+    let opened = Import::open(args);
+    spinner.finish_and_clear();
+    let import = opened?;
+    // Whether somebody reads this or not, the import goes on.
+    let say = |text: String| if quiet { Ok(()) } else { output::line(text) };
+    let _ = say(import.detection.to_string());
     let client = connection.connect().await?;
     match client.create_game(&game, 0, 0).await {
-        Ok(game) if !quiet => println!("created game {} with {} shards", game.name, game.shards),
-        Ok(_) | Err(galoo_client::Error::Status { code: tonic::Code::AlreadyExists, .. }) => {}
+        Ok(game) => {
+            let _ = say(format!("created game {} with {} shards", game.name, game.shards));
+        }
+        Err(galoo_client::Error::Status { code: tonic::Code::AlreadyExists, .. }) => {}
         Err(error) => return Err(error.into()),
     }
     let bar = progress_bar(import.total_bytes, quiet);
@@ -265,36 +300,35 @@ pub(super) async fn run(args: ImportArgs) -> Result<(), Failure> {
     };
     let imported = import.send(&client, tell).await?;
     bar.finish_and_clear();
-    imported.print(started, quiet);
-    imported.ended
+    let printed = imported.print(started, quiet);
+    imported.ended.and(printed)
 }
 
 impl Imported {
-    fn print(&self, started: Instant, quiet: bool) {
-        let Self { report, times, rejected, .. } = self;
+    fn print(&self, started: Instant, quiet: bool) -> Result<(), Failure> {
+        let Self { report, fields, times, rejected, .. } = self;
         let seconds = started.elapsed().as_secs_f64();
         if quiet {
             let range = times.map(|times| json!([times.min_ms, times.max_ms]));
-            println!(
-                "{}",
-                json!({
-                    "source": self.source, "lines": report.lines, "bad_lines": report.bad_lines,
-                    "events_stored": report.stored, "duplicates": report.duplicates, "time_range_ms": range,
-                    "seconds": seconds, "rejected": rejected.as_ref().map(|path| path.display().to_string()),
-                })
-            );
-            return;
+            return output::line(json!({
+                "source": self.source, "player_field": fields.player, "time_field": fields.time,
+                "time_unit": fields.time_unit.name(), "type_field": fields.event_type,
+                "lines": report.lines, "bad_lines": report.bad_lines,
+                "events_stored": report.stored, "duplicates": report.duplicates, "time_range_ms": range,
+                "seconds": seconds, "rejected": rejected.as_ref().map(|path| path.display().to_string()),
+            }));
         }
         if let Some(times) = times {
-            println!("times from {} to {}", output::time_text(times.min_ms), output::time_text(times.max_ms));
+            let (from, to) = (output::time_text(times.min_ms), output::time_text(times.max_ms));
+            output::line(format_args!("times from {from} to {to}"))?;
         }
-        let (stored, duplicates) = (report.stored, report.duplicates);
-        println!(
-            "stored {stored} events ({duplicates} were stored before) of {} lines in {seconds:.1} s",
-            report.lines
-        );
-        if let Some(path) = rejected {
-            println!("{} bad lines: {}", report.bad_lines, path.display());
+        let (stored, duplicates, lines) = (report.stored, report.duplicates, report.lines);
+        output::line(format_args!(
+            "stored {stored} events ({duplicates} were stored before) of {lines} lines in {seconds:.1} s"
+        ))?;
+        match rejected {
+            Some(path) => output::line(format_args!("{} bad lines: {}", report.bad_lines, path.display())),
+            None => Ok(()),
         }
     }
 
@@ -302,6 +336,16 @@ impl Imported {
     pub(super) fn whole(self) -> Result<Report, Failure> {
         self.ended.map(|()| self.report)
     }
+}
+
+/// Turns while a compressed file is read to its end.
+fn spinner(args: &ImportArgs) -> ProgressBar {
+    if args.connection.json || args.file.as_os_str() == "-" || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let spinner = ProgressBar::new_spinner().with_message("looking whether the file is whole");
+    spinner.enable_steady_tick(SPINNER_TICK);
+    spinner
 }
 
 fn progress_bar(total_bytes: Option<u64>, quiet: bool) -> ProgressBar {
