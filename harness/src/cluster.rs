@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -233,7 +234,10 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let ended = self.nodes.iter().zip(&self.running).filter(|(_, process)| process.is_none());
-            ended.for_each(|(node, _)| eprintln!("--- {}", process::end_of(&node.log)));
+            for (node, _) in ended {
+                // Whoever hears nothing any more is no reason to panic twice.
+                let _ = writeln!(std::io::stderr(), "--- {}", process::end_of(&node.log));
+            }
         }
     }
 }

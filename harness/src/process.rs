@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io::Write,
     net::{SocketAddr, TcpListener},
     ops::Range,
     path::{Path, PathBuf},
@@ -160,7 +161,8 @@ impl Drop for Process {
             std::thread::sleep(Duration::from_millis(1));
         }
         if std::thread::panicking() {
-            eprintln!("--- process {}: {}", self.id, self.end_of_log());
+            // Where nobody hears it, a second panic would abort, and the other processes would live on.
+            let _ = writeln!(std::io::stderr(), "--- process {}: {}", self.id, self.end_of_log());
         }
     }
 }
@@ -202,6 +204,31 @@ mod tests {
         let error = ended.says("ready").await.expect_err("says nothing").to_string();
         assert!(error.contains("did not say \"ready\"") && error.contains("broken"), "{error}");
         assert!(ended.gone().await.expect("ends").code() == Some(3));
+    }
+
+    /// The test starts itself in a process of its own, where this is set.
+    const PANICS: &str = "GALOO_HARNESS_TEST_PANICS";
+
+    #[tokio::test]
+    async fn a_panic_that_nobody_hears_ends_every_process() {
+        if std::env::var_os(PANICS).is_some() {
+            let folder = tempfile::tempdir().expect("folder");
+            let log = folder.path().join("log");
+            let processes = [(); 2].map(|()| shell("exec sleep 1000", &log));
+            println!("process {}\nprocess {}", processes[0].id(), processes[1].id());
+            panic!("as it is meant");
+        }
+        let (unheard, errors) = std::io::pipe().expect("a pipe");
+        drop(unheard);
+        let mut command = std::process::Command::new(std::env::current_exe().expect("this binary"));
+        command.args(["--exact", "--nocapture", "process::tests::a_panic_that_nobody_hears_ends_every_process"]);
+        let output = command.env(PANICS, "1").stderr(errors).output().expect("runs");
+        let printed = String::from_utf8(output.stdout).expect("UTF-8");
+        // The code of tests that failed: an abort has none.
+        assert_eq!(output.status.code(), Some(101), "{printed}");
+        let id = |line: &str| line.rsplit_once("process ")?.1.parse::<u32>().ok();
+        let started: Vec<_> = printed.lines().filter_map(id).collect();
+        assert!(started.len() == 2 && !started.iter().any(|id| exists(*id)), "{printed}");
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! | code | meaning |
 //! |---|---|
-//! | 0 | done |
+//! | 0 | done; also when whoever reads the output goes away |
 //! | 1 | failed: the message says what |
 //! | 2 | wrong usage |
 //! | 3 | refused: bad input, or the state of things (exists already, does not exist, a precondition) |
@@ -21,7 +21,7 @@ mod status;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use galoo_client::Client;
 use tonic::Code;
 use tracing_subscriber::filter::LevelFilter;
@@ -30,7 +30,7 @@ use crate::telemetry;
 
 /// Galoo: a distributed storage engine for game events.
 #[derive(Parser)]
-#[command(version, after_help = EXIT_CODES, propagate_version = true)]
+#[command(name = "galoo", version, after_help = "Example: galoo demo --once", propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -45,10 +45,10 @@ enum Command {
     #[command(after_help = "Example: galoo server --data-dir /var/lib/galoo")]
     Server(serve::ServerArgs),
     /// Make a cluster
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: galoo cluster init --addr 127.0.0.1:7400")]
     Cluster(cluster::ClusterCommand),
     /// Make, list and drop games
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: galoo game create sc2 --shards 8")]
     Game(games::GameCommand),
     /// Load events from NDJSON (plain, gzip or zstd; `-` reads standard input)
     #[command(after_help = "Example: galoo import --game sc2 sc2.ndjson.zst")]
@@ -68,14 +68,14 @@ enum Command {
     /// Follow events as they are stored
     #[command(after_help = "Example: galoo tail --game rpg --from-start")]
     Tail(data::TailArgs),
-    /// Ask SQL, interactively or with -c
+    /// Ask SQL: interactively, with -c, or from a pipe, up to the first statement that fails
     #[command(after_help = "Example: galoo sql --game rpg -c 'select event_type, count(*) from events group by 1'")]
     Sql(sql::SqlArgs),
     /// Show nodes, games and shards
     #[command(after_help = "Example: galoo status --json")]
     Status(status::StatusArgs),
     /// Measure this cluster under a load of reads or writes
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: galoo bench append --game bench --batch 100 --in-flight 64")]
     Bench(bench::BenchCommand),
     /// Show the checksum of each shard of a game
     #[command(after_help = "Example: galoo checksum --game rpg")]
@@ -114,6 +114,9 @@ enum Failure {
     /// Exit code 4.
     #[error("{0}")]
     Unreachable(String),
+    /// Exit code 0, and nothing is said: whoever read the output wants no more.
+    #[error("nobody reads the output")]
+    Unread,
 }
 
 impl From<galoo_client::Error> for Failure {
@@ -147,13 +150,21 @@ impl Failure {
             Self::Failed(_) => 1,
             Self::Refused(_) => 3,
             Self::Unreachable(_) => 4,
+            Self::Unread => 0,
         }
     }
 }
 
+/// Ends the help of a command, and of all commands below it, with the exit codes.
+fn with_exit_codes(command: clap::Command) -> clap::Command {
+    let example = command.get_after_help().map(|example| format!("{example}\n\n")).unwrap_or_default();
+    command.after_help(format!("{example}{EXIT_CODES}")).mut_subcommands(with_exit_codes)
+}
+
 /// Runs the command that the process was given.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = with_exit_codes(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let done = match cli.command {
         Command::Server(args) => serve::run(args),
         command => {
@@ -167,7 +178,9 @@ pub fn run() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("galoo: {failure}");
+            if !matches!(failure, Failure::Unread) {
+                output::say(format_args!("galoo: {failure}"));
+            }
             ExitCode::from(failure.exit_code())
         }
     }
@@ -189,5 +202,33 @@ async fn client_command(command: Command) -> Result<(), Failure> {
         Command::Status(args) => status::status(args).await,
         Command::Checksum(args) => status::checksum(args).await,
         Command::Demo(args) => demo::run(args).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checks the help of a command and of all commands below it; returns how many they are.
+    fn helped(mut command: clap::Command) -> usize {
+        for help in [command.render_help(), command.render_long_help()] {
+            let help = help.to_string();
+            assert!(help.contains("Example: galoo "), "{} has no example: {help}", command.get_name());
+            assert!(help.contains(EXIT_CODES), "{} has no exit codes: {help}", command.get_name());
+        }
+        // Rendering has added clap's own `help`, which is about the others.
+        let below = command.get_subcommands().filter(|command| command.get_name() != "help").cloned();
+        1 + below.map(helped).sum::<usize>()
+    }
+
+    #[test]
+    fn every_help_ends_with_an_example_and_the_exit_codes() {
+        let commands = helped(with_exit_codes(Cli::command()));
+        assert!(commands > 20, "{commands} commands");
+    }
+
+    #[test]
+    fn the_version_is_that_of_galoo() {
+        assert_eq!(Cli::command().render_version(), concat!("galoo ", env!("CARGO_PKG_VERSION"), "\n"));
     }
 }

@@ -141,6 +141,34 @@ pub enum ConfigError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// The zone is no name.
+    #[error("--zone is {value:?} ({bytes} bytes); it must be at most {ZONE_BYTES_MAX} printable ASCII bytes, no space")]
+    Zone {
+        /// Its beginning.
+        value: String,
+        /// All its bytes.
+        bytes: usize,
+    },
+    /// Two values do not fit each other.
+    #[error("{low} is {low_value}; it must be at most {high}, which is {high_value}")]
+    Order {
+        /// The value that must not be more.
+        low: &'static str,
+        /// What it is.
+        low_value: u64,
+        /// The value that must not be less.
+        high: &'static str,
+        /// What it is.
+        high_value: u64,
+    },
+    /// The node could never join the others: none of them is it.
+    #[error("--join names {join}, and none of them is this node, whose --grpc is {grpc}")]
+    NotAmong {
+        /// The addresses.
+        join: String,
+        /// This node's own.
+        grpc: SocketAddr,
+    },
     /// An address would be open to others.
     #[error("{field} is {addr}: without authentication only loopback is served; give --insecure to open it to anybody")]
     NotLoopback {
@@ -188,6 +216,30 @@ fn join(addrs: Vec<String>) -> Result<Vec<String>, ConfigError> {
     Ok(addrs)
 }
 
+/// Longest name of a failure zone.
+const ZONE_BYTES_MAX: usize = 64;
+
+fn zone(zone: String) -> Result<String, ConfigError> {
+    if zone.len() <= ZONE_BYTES_MAX && zone.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Ok(zone);
+    }
+    Err(ConfigError::Zone { value: zone.chars().take(ZONE_BYTES_MAX).collect(), bytes: zone.len() })
+}
+
+/// Refuses sizes of which one makes another meaningless.
+fn ordered(policy: &Policy) -> Result<(), ConfigError> {
+    let high_value = policy.segment_bytes_max;
+    // A chunk is a part of one segment, and what is built at once is held in memory.
+    for (low, low_value) in
+        [("storage.segment_bytes_min", policy.segment_bytes_min), ("storage.seal_bytes", policy.seal_bytes)]
+    {
+        if low_value > high_value {
+            return Err(ConfigError::Order { low, low_value, high: "storage.segment_bytes_max", high_value });
+        }
+    }
+    Ok(())
+}
+
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
@@ -207,7 +259,7 @@ impl Config {
             grpc: given.grpc.or(file.grpc).unwrap_or(loopback(7400)),
             pg: given.pg.or(file.pg).unwrap_or(loopback(5433)),
             http: given.http.or(file.http).unwrap_or(loopback(7480)),
-            zone: given.zone.or(file.zone.clone()).unwrap_or_default(),
+            zone: zone(given.zone.or(file.zone.clone()).unwrap_or_default())?,
             join: join(given.join.or(file.join.clone()).unwrap_or_default())?,
             apply_threads: usize_of(within("storage.apply_threads", storage.apply_threads, 2, 1, 64)?),
             memtable_bytes: usize_of(memtable),
@@ -240,6 +292,7 @@ impl Config {
             disk_reserve_bytes: within("storage.disk_reserve_bytes", storage.disk_reserve_bytes, GIB, 0, 1_024 * GIB)?,
             log_bytes: within("storage.log_bytes", storage.log_bytes, 256 * MIB, MIB, 1_024 * GIB)?,
         };
+        ordered(&config.compaction)?;
         if !given.insecure {
             for (field, addr) in [("--grpc", config.grpc), ("--pg", config.pg), ("--http", config.http)] {
                 if !addr.ip().is_loopback() {
@@ -248,6 +301,24 @@ impl Config {
             }
         }
         Ok(config)
+    }
+
+    /// Whether this node is one of those that it is to join: `None` where the addresses do not tell.
+    ///
+    /// A name may mean any address, and a node that serves all of its addresses has some that nobody knows here.
+    /// Addresses that are all of others are an error: such a node would wait forever.
+    pub fn is_among_joined(&self) -> Result<Option<bool>, ConfigError> {
+        let addrs: Vec<Option<SocketAddr>> = self.join.iter().map(|addr| addr.parse().ok()).collect();
+        if addrs.is_empty() {
+            return Ok(Some(false));
+        }
+        if addrs.contains(&Some(self.grpc)) {
+            return Ok(Some(true));
+        }
+        if self.grpc.ip().is_unspecified() || addrs.contains(&None) {
+            return Ok(None);
+        }
+        Err(ConfigError::NotAmong { join: self.join.join(","), grpc: self.grpc })
     }
 
     /// The engine's share of the configuration.
@@ -291,6 +362,50 @@ mod tests {
         }
         let many: Vec<_> = (1..=10).map(|port| format!("a:{port}")).collect();
         assert!(with(&many.iter().map(String::as_str).collect::<Vec<_>>()).is_err());
+    }
+
+    #[test]
+    fn a_node_that_is_certainly_not_among_those_it_joins_is_refused() {
+        let among = |grpc: &str, join: &[&str]| {
+            let join = Some(join.iter().map(|addr| (*addr).to_owned()).collect());
+            let grpc = Some(grpc.parse().expect("an address"));
+            let given = Given { grpc, join, insecure: true, ..given() };
+            Config::new(File::default(), given).expect("valid").is_among_joined()
+        };
+        assert_eq!(among("127.0.0.1:1", &["127.0.0.1:1", "127.0.0.1:2"]).expect("known"), Some(true));
+        assert_eq!(among("127.0.0.1:1", &["node1:1", "127.0.0.1:1"]).expect("known"), Some(true));
+        assert_eq!(among("127.0.0.1:1", &["node1:1", "node2:1"]).expect("uncertain"), None);
+        assert_eq!(among("0.0.0.0:1", &["10.0.0.1:1", "10.0.0.2:1"]).expect("uncertain"), None);
+        for (grpc, join) in [("127.0.0.1:1", "127.0.0.1:2"), ("10.0.0.3:1", "10.0.0.2:1"), ("[::1]:1", "127.0.0.1:1")] {
+            let error = among(grpc, &[join]).expect_err("refused").to_string();
+            assert!(error.contains(grpc) && error.contains(join), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_zone_is_a_short_name() {
+        let with = |zone: String| Config::new(File::default(), Given { zone: Some(zone), ..given() });
+        for right in [String::new(), "eu-west-1a".to_owned(), "z".repeat(ZONE_BYTES_MAX)] {
+            assert_eq!(with(right.clone()).expect("valid").zone, right);
+        }
+        for wrong in ["a b".to_owned(), "a\n".to_owned(), "é".to_owned(), "z".repeat(5_000)] {
+            let bytes = wrong.len();
+            let error = with(wrong).expect_err("refused").to_string();
+            assert!(error.contains("--zone is") && error.contains(&format!("{bytes} bytes")), "{error}");
+            assert!(error.contains("at most 64 printable ASCII bytes") && error.len() < 200, "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_each_other_are_refused() {
+        for (text, low) in [
+            ("segment_bytes_min = 4096\nsegment_bytes_max = 2048\nseal_bytes = 1024", "segment_bytes_min is 4096"),
+            ("segment_bytes_min = 1024\nsegment_bytes_max = 2048\nseal_bytes = 4096", "seal_bytes is 4096"),
+        ] {
+            let file: File = toml::from_str(&format!("[storage]\n{text}")).expect("parses");
+            let error = Config::new(file, given()).expect_err("refused").to_string();
+            assert!(error.contains(low) && error.contains("segment_bytes_max, which is 2048"), "{error}");
+        }
     }
 
     #[test]

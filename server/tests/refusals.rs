@@ -5,17 +5,20 @@ mod support;
 use std::{
     fs,
     io::Write,
+    os::unix::ffi::OsStrExt,
     path::Path,
     process::{Command, Output, Stdio},
 };
 
 use galoo_client::Client;
 use galoo_proto::{
-    data::{AppendRequest, append_part, data_client::DataClient},
+    admin::{CreateGameRequest, admin_client::AdminClient},
+    data::{AppendRequest, AppendResponse, append_part, data_client::DataClient},
     value::Event,
 };
 use serde_json::Value;
 use support::Server;
+use tonic::{Code, codegen::http, transport::Channel};
 
 fn galoo(server: &Server, arguments: &[&str]) -> Output {
     let addr = server.grpc().to_string();
@@ -59,6 +62,14 @@ fn bad_events_and_cells_are_refused_and_change_nothing() {
     refused(&server, &append(&["", "login"]), 3, &["player_id is empty", "256"]);
     refused(&server, &append(&[long, "login"]), 3, &["player_id has 257 bytes", "256"]);
     refused(&server, &append(&["ann", ""]), 3, &["event_type is empty"]);
+    let mut bytes = std::process::Command::new(env!("CARGO_BIN_EXE_galoo"));
+    bytes.args(["append", "--addr", &server.grpc().to_string(), "--game", "g"]);
+    let output = bytes.arg(std::ffi::OsStr::from_bytes(b"a\xff")).arg("login").output().expect("runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.code() == Some(2) && said.contains("player_id is \"a\\xFF\"") && said.contains("UTF-8"),
+        "{said}"
+    );
     refused(&server, &append(&["ann", "login", "--time", "-1"]), 3, &["event_time_ms is -1"]);
     refused(&server, &append(&["ann", "login", "--time", "7258118400000"]), 3, &["7258118400000", "2200"]);
     refused(&server, &append(&["ann", "login", "--properties", "[1]"]), 3, &["properties is not valid", "[1]"]);
@@ -104,6 +115,81 @@ fn bad_events_and_cells_are_refused_and_change_nothing() {
     assert!(server.stop().success());
 }
 
+/// What the command line refuses, a client of gRPC is refused with a code that it can tell apart.
+#[test]
+fn bad_input_over_grpc_is_refused_and_changes_nothing() {
+    let folder = tempfile::tempdir().expect("folder");
+    let server = Server::start(&folder.path().join("data"), &[]);
+    done(&server, &["game", "create", "g", "--shards", "3"]);
+    done(&server, &["append", "--game", "g", "ann", "login"]);
+    let before = checksums(&server);
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    runtime.block_on(async {
+        let channel = Channel::from_shared(format!("http://{}", server.grpc())).expect("an address");
+        let channel = channel.connect().await.expect("connects");
+        let (mut data, mut admin) = (DataClient::new(channel.clone()), AdminClient::new(channel.clone()));
+        let event = |player: &str, event_time_ms, properties: &str| Event {
+            player_id: player.to_owned(),
+            event_time_ms,
+            event_type: "t".to_owned(),
+            properties: properties.to_owned(),
+        };
+        let many = (0..257).map(|i| format!("\"p{i}\":1")).collect::<Vec<_>>().join(",");
+        let large = format!("{{\"a\":\"{}\"}}", "x".repeat(1 << 20));
+        for (game, event, code, words) in [
+            ("g", event("", 1, ""), Code::InvalidArgument, ["player_id is empty", "256"]),
+            ("g", event(&"x".repeat(257), 1, ""), Code::InvalidArgument, ["player_id has 257 bytes", "256"]),
+            ("g", event("ann", -1, ""), Code::InvalidArgument, ["event_time_ms is -1", "0"]),
+            ("g", event("ann", 7_258_118_400_000, ""), Code::InvalidArgument, ["7258118400000", "2200"]),
+            ("g", event("ann", 1, "[1]"), Code::InvalidArgument, ["properties is not valid", "[1]"]),
+            ("g", event("ann", 1, &format!("{{{many}}}")), Code::InvalidArgument, ["257 properties", "256"]),
+            ("g", event("ann", 1, &large), Code::InvalidArgument, ["event has", "the limit is 1048576"]),
+            ("other", event("ann", 1, ""), Code::NotFound, ["game \"other\"", "does not exist"]),
+        ] {
+            let request = AppendRequest { game: game.to_owned(), producer: None, events: vec![event] };
+            let refused = data.append(request).await.expect_err("refused");
+            let said = refused.message();
+            assert!(refused.code() == code && words.iter().all(|word| said.contains(word)), "{refused:?}");
+        }
+        let twice = CreateGameRequest { name: "g".to_owned(), ..Default::default() };
+        let refused = admin.create_game(twice).await.expect_err("refused");
+        assert!(refused.code() == Code::AlreadyExists && refused.message().contains("\"g\""), "{refused:?}");
+
+        // What no string of Rust holds, sent as bytes.
+        let mut raw = tonic::client::Grpc::new(channel);
+        raw.ready().await.expect("connected");
+        let events = vec![RawEvent { player_id: vec![b'a', 0xff], event_time_ms: 1, event_type: b"t".to_vec() }];
+        let request = tonic::Request::new(RawAppend { game: "g".to_owned(), events });
+        let path = http::uri::PathAndQuery::from_static("/galoo.data.v1.Data/Append");
+        let codec = tonic_prost::ProstCodec::<RawAppend, AppendResponse>::default();
+        let refused = raw.unary(request, path, codec).await.expect_err("refused");
+        let said = refused.message();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+        assert!(said.contains("Event.player_id") && said.contains("not UTF-8"), "{said}");
+    });
+    assert_eq!(checksums(&server), before);
+    assert!(server.stop().success());
+}
+
+/// An `AppendRequest` whose player may be any bytes.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RawAppend {
+    #[prost(string, tag = "1")]
+    game: String,
+    #[prost(message, repeated, tag = "3")]
+    events: Vec<RawEvent>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RawEvent {
+    #[prost(bytes = "vec", tag = "1")]
+    player_id: Vec<u8>,
+    #[prost(int64, tag = "2")]
+    event_time_ms: i64,
+    #[prost(bytes = "vec", tag = "3")]
+    event_type: Vec<u8>,
+}
+
 fn server_fails(data: &Path, arguments: &[&str], words: &[&str]) {
     let mut all = vec!["server", "--data-dir", data.to_str().expect("UTF-8")];
     all.extend(arguments);
@@ -125,10 +211,19 @@ fn a_server_refuses_what_it_cannot_serve() {
     let folder = tempfile::tempdir().expect("folder");
     let data = folder.path().join("data");
     let server = Server::start(&data, &[]);
+    done(&server, &["game", "create", "g"]);
+    done(&server, &["append", "--game", "g", "ann", "login"]);
+    let before = checksums(&server);
     server_fails(&data, &[], &["in use by another process"]);
     let other = folder.path().join("other");
-    let taken = server.grpc().to_string();
-    server_fails(&other, &["--grpc", &taken], &["cannot serve gRPC on", &taken]);
+    for (flag, front, taken) in [
+        ("--grpc", "gRPC", server.grpc()),
+        ("--pg", "the Postgres protocol", server.pg()),
+        ("--http", "HTTP", server.http()),
+    ] {
+        let taken = taken.to_string();
+        server_fails(&other, &[flag, &taken], &[&format!("cannot serve {front} on"), &taken, "in use"]);
+    }
     server_fails(&other, &["--pg", "0.0.0.0:0"], &["--pg is 0.0.0.0:0", "--insecure"]);
     let config = folder.path().join("bad.toml");
     fs::write(&config, "[storage]\nseal_bytes = 3\n").expect("writes");
@@ -141,7 +236,9 @@ fn a_server_refuses_what_it_cannot_serve() {
     fs::write(&identity, good.replace("\"format\":1", "\"format\":2")).expect("writes");
     server_fails(&data, &[], &["has format 2", "up to 1"]);
     fs::write(&identity, good).expect("writes");
-    assert!(Server::start(&data, &[]).stop().success());
+    let server = Server::start(&data, &[]);
+    assert_eq!(checksums(&server), before);
+    assert!(server.stop().success());
 }
 
 fn import(server: &Server, file: &Path, more: &[&str]) -> (Option<i32>, Value, String) {
@@ -271,6 +368,18 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
         }
     };
     assert!(refusal.message.contains("bytes free") && refusal.message.contains("67108864"), "{}", refusal.message);
+    // What is refused changes nothing; background work may have made room for one more.
+    loop {
+        let (before, events) = (checksums(&server), digits.events());
+        let count = events.len() as u64;
+        let request = AppendRequest { game: "g".into(), producer: None, events };
+        let mut answer = runtime.block_on(client.append(request)).expect("answers").into_inner();
+        if let Some(append_part::Result::Error(_)) = answer.parts.remove(0).result {
+            assert_eq!(checksums(&server), before);
+            break;
+        }
+        stored += count;
+    }
     let count = || {
         let rows = support::psql(server.pg().port(), "g", "select count(*) from events").expect("answers");
         rows[0][0].clone().expect("a number").parse::<u64>().expect("a number")
@@ -339,5 +448,125 @@ fn a_node_that_cannot_write_ends_and_has_lost_nothing() {
     // The first one, what was acknowledged, and the last call's, of which nothing is known, or not.
     let all = acknowledged + 1;
     assert!(stored == all || stored == all + tried, "{stored} are stored, {all} acknowledged");
+    assert!(server.stop().success());
+}
+
+/// So many events whose digits hardly compress.
+fn event_lines(count: usize) -> String {
+    let mut state = 7u64;
+    let mut lines = String::new();
+    for line in 0..count {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let player = line % 97;
+        lines.push_str(&format!(
+            "{{\"player\":\"p{player}\",\"ts_ms\":{line},\"event\":\"e\",\"n\":{line},\"x\":\"{state}\"}}\n"
+        ));
+    }
+    lines
+}
+
+/// Packs a text as one zstd frame with a checksum.
+fn zstd_frame(text: &str) -> Vec<u8> {
+    let mut encoder = zstd::stream::Encoder::new(Vec::new(), 3).expect("an encoder");
+    encoder.include_checksum(true).expect("a checksum");
+    encoder.write_all(text.as_bytes()).and_then(|()| encoder.finish()).expect("compresses")
+}
+
+/// Flips the first bit behind byte `from` that decodes and shows in nothing but a checksum.
+fn flip_unnoticed(packed: &[u8], from: usize) -> Vec<u8> {
+    let decoding_says = |packed: &[u8]| {
+        let input = Box::new(std::io::Cursor::new(packed.to_vec()));
+        let mut decoded = galoo_import::compression::Decoded::new(input).expect("a format");
+        let mut room = vec![0; 1 << 16];
+        loop {
+            match decoded.read(&mut room) {
+                Ok(0) => return String::new(),
+                Ok(_) => {}
+                Err(error) => return error.to_string(),
+            }
+        }
+    };
+    let flip = |bit: usize| {
+        let mut flipped = packed.to_vec();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        flipped
+    };
+    let mut all = (from * 8..packed.len() * 8).map(flip);
+    all.find(|flipped| decoding_says(flipped).contains("checksum")).expect("a bit that only a checksum shows")
+}
+
+/// Nothing is stored that a damage may have changed which shows only in a checksum; the repaired file is stored once.
+#[test]
+fn a_damage_that_only_a_checksum_shows_stores_nothing_wrong() {
+    let folder = tempfile::tempdir().expect("folder");
+    let server = Server::start(&folder.path().join("data"), &[]);
+    let text = event_lines(40_000);
+    let plain = folder.path().join("plain.ndjson");
+    fs::write(&plain, &text).expect("writes");
+    let gzip = Command::new("gzip").arg("-c").arg(&plain).output().expect("runs").stdout;
+    let one_frame = zstd_frame(&text);
+    let cut = text.match_indices('\n').nth(30_499).map(|(at, _)| at + 1).expect("a line");
+    let first_frame = zstd_frame(&text[..cut]);
+    let two_frames = [&first_frame[..], &zstd_frame(&text[cut..])].concat();
+    let behind = (first_frame.len() + two_frames.len()) / 2;
+    // Whole and damaged content, events that the damaged one stores, and what is said of it.
+    let nothing = "nothing of it is taken";
+    let cases = [
+        ("middle.zst", &one_frame, flip_unnoticed(&one_frame, one_frame.len() / 2), 0, nothing),
+        ("first-mib.zst", &one_frame, flip_unnoticed(&one_frame, one_frame.len() / 10), 0, nothing),
+        ("middle.gz", &gzip, flip_unnoticed(&gzip, gzip.len() / 2), 0, nothing),
+        ("first-mib.gz", &gzip, flip_unnoticed(&gzip, gzip.len() / 10), 0, nothing),
+        ("first-frame.zst", &two_frames, flip_unnoticed(&two_frames, first_frame.len() / 2), 0, nothing),
+        ("second-frame.zst", &two_frames, flip_unnoticed(&two_frames, behind), 30_000, "is damaged after line 30500"),
+    ];
+    let files = cases.len();
+    for (name, whole, damaged, kept, words) in cases {
+        let file = folder.path().join(name);
+        fs::write(&file, damaged).expect("writes");
+        let (code, report, said) = import(&server, &file, &[]);
+        assert_eq!(code, Some(3), "{name}: {said}");
+        assert!(said.contains(name) && said.contains(words) && said.contains("checksum"), "{name}: {said}");
+        assert_eq!(report["events_stored"].as_u64().unwrap_or(0), kept, "{name}");
+        fs::write(&file, whole).expect("writes");
+        let (code, report, said) = import(&server, &file, &[]);
+        assert_eq!(code, Some(0), "{name}: {said}");
+        assert_eq!(report["events_stored"], 40_000 - kept, "{name}");
+        assert_eq!(report["duplicates"], kept, "{name}");
+    }
+    let sql = "select count(*), count(distinct n) from events";
+    let rows = support::psql(server.pg().port(), "g", sql).expect("answers");
+    let counts: Vec<_> = rows[0].iter().map(|cell| cell.as_deref().expect("a number").to_owned()).collect();
+    assert_eq!(counts, [(files * 40_000).to_string(), "40000".to_owned()]);
+    assert!(server.stop().success());
+}
+
+/// What is appended to a file does not change which fields it is read by; other fields are refused with the cause.
+#[test]
+fn an_appended_file_keeps_its_fields() {
+    let folder = tempfile::tempdir().expect("folder");
+    let server = Server::start(&folder.path().join("data"), &[]);
+    let file = folder.path().join("short.ndjson");
+    let first = "{\"user\":\"ann\",\"time\":1700000000,\"type\":\"login\",\"what\":\"x\"}\n";
+    let more = "{\"player_id\":\"bob\",\"user\":\"ann\",\"ts_ms\":1700000001000,\"time\":1700000002,\
+                \"event_type\":\"y\",\"type\":\"move\",\"what\":\"x\"}\n";
+    fs::write(&file, first).expect("writes");
+    let (code, report, said) = import(&server, &file, &[]);
+    assert_eq!((code, &report["events_stored"]), (Some(0), &Value::from(1)), "{said}");
+    assert_eq!(report["time_range_ms"], serde_json::json!([1_700_000_000_000_i64, 1_700_000_000_000_i64]));
+
+    fs::write(&file, [first, &more.repeat(50)].concat()).expect("writes");
+    let (code, report, said) = import(&server, &file, &[]);
+    assert_eq!((code, &report["events_stored"]), (Some(0), &Value::from(50)), "{said}");
+    let chosen = ["player_field", "time_field", "time_unit", "type_field"].map(|key| report[key].as_str());
+    assert_eq!(chosen, [Some("user"), Some("time"), Some("s"), Some("type")]);
+    assert_eq!(report["time_range_ms"], serde_json::json!([1_700_000_000_000_i64, 1_700_000_002_000_i64]));
+
+    let (code, _, said) = import(&server, &file, &["--type-field", "what"]);
+    assert_eq!(code, Some(3), "{said}");
+    for word in ["named other content before", "was changed", "other fields", "--player-field", "--type-field"] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+    let rows = support::psql(server.pg().port(), "g", "select count(*) from events").expect("answers");
+    assert_eq!(rows[0][0].as_deref(), Some("51"));
     assert!(server.stop().success());
 }

@@ -8,7 +8,7 @@ use galoo_proto::{
     value::{Event, Mutation, Value, mutation::Change, value::Kind},
 };
 
-use super::{Connection, Failure};
+use super::{Connection, Failure, output};
 
 #[derive(Subcommand)]
 pub(super) enum BenchCommand {
@@ -58,12 +58,12 @@ pub(super) async fn run(command: BenchCommand) -> Result<(), Failure> {
         BenchCommand::Get(args) => (args.connection.clone(), get(args).await?),
     };
     if connection.json {
-        println!("{}", serde_json::json!(report));
-        return Ok(());
+        return output::line(serde_json::json!(report));
     }
     let Report { calls, seconds, calls_per_second, p50_ms, p99_ms } = report;
-    println!("{calls} calls in {seconds} s: {calls_per_second:.0}/s, p50 {p50_ms:.3} ms, p99 {p99_ms:.3} ms");
-    Ok(())
+    output::line(format_args!(
+        "{calls} calls in {seconds} s: {calls_per_second:.0}/s, p50 {p50_ms:.3} ms, p99 {p99_ms:.3} ms"
+    ))
 }
 
 /// Opens the load's connections, of which each client has one to each node, and makes the game.

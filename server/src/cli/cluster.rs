@@ -20,12 +20,11 @@ pub(super) async fn run(command: ClusterCommand) -> Result<(), Failure> {
     let cluster = connection.connect().await?.init_cluster().await?;
     if connection.json {
         let nodes: Vec<_> = cluster.nodes.iter().map(|node| json!({"id": node.id, "addr": node.addr})).collect();
-        println!("{}", json!({"cluster_id": cluster.cluster_id, "nodes": nodes, "formed": cluster.formed}));
+        output::line(json!({"cluster_id": cluster.cluster_id, "nodes": nodes, "formed": cluster.formed}))
     } else {
         let how = if cluster.formed { "formed" } else { "is formed already:" };
-        println!("cluster {} {how} {} nodes", cluster.cluster_id, cluster.nodes.len());
+        output::line(format_args!("cluster {} {how} {} nodes", cluster.cluster_id, cluster.nodes.len()))?;
         let row = |node: galoo_proto::admin::NodeAddr| vec![format!("n{}", node.id), node.addr];
-        output::table(&["node", "grpc"], cluster.nodes.into_iter().map(row));
+        output::table(&["node", "grpc"], cluster.nodes.into_iter().map(row))
     }
-    Ok(())
 }

@@ -1,11 +1,18 @@
 //! Events and state from the command line: append, get, put, scan, tail.
 
-use std::io::{IsTerminal, Write};
+use std::{
+    ffi::OsString,
+    io::{IsTerminal, Write},
+};
 
-use clap::{ArgGroup, Args};
+use clap::{
+    ArgGroup, Args,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 use futures::StreamExt;
 use galoo_proto::{
     data::{AppendRequest, EventFilter, ScanGameRequest, ScanPlayerRequest, TailRequest},
+    limits::PLAYER_ID_BYTES_MAX,
     value::{Event, Mutation, Null, StoredEvent, Value, mutation::Change, value::Kind},
 };
 use serde_json::json;
@@ -13,9 +20,19 @@ use serde_json::json;
 use super::{Connection, Failure, output};
 use crate::node::unix_ms;
 
+/// A player's id: clap itself does not say which argument is not UTF-8.
+fn player_id() -> impl TypedValueParser<Value = String> {
+    let text = |id: OsString| {
+        let said = |id: OsString| format!("player_id is {id:?}; an id is 1 to {PLAYER_ID_BYTES_MAX} bytes of UTF-8");
+        id.into_string().map_err(said)
+    };
+    OsStringValueParser::new().try_map(text)
+}
+
 #[derive(Args)]
 pub(super) struct AppendArgs {
     /// The player
+    #[arg(value_parser = player_id())]
     player: String,
     /// The event's type
     event_type: String,
@@ -41,16 +58,16 @@ pub(super) async fn append(args: AppendArgs) -> Result<(), Failure> {
     let request = AppendRequest { game: args.game, producer: None, events: vec![event] };
     let stored = args.connection.connect().await?.append(request).await?;
     if args.connection.json {
-        println!("{}", json!({"events_stored": stored.stored}));
+        output::line(json!({"events_stored": stored.stored}))
     } else {
-        println!("stored {} event", stored.stored);
+        output::line(format_args!("stored {} event", stored.stored))
     }
-    Ok(())
 }
 
 #[derive(Args)]
 pub(super) struct GetArgs {
     /// The player
+    #[arg(value_parser = player_id())]
     player: String,
     /// FAMILY or FAMILY:QUALIFIER [default: everything]
     cell: Option<String>,
@@ -67,29 +84,29 @@ pub(super) async fn get(args: GetArgs) -> Result<(), Failure> {
     if args.connection.json {
         for cell in cells {
             let value = cell.value.as_ref().map(output::value_json);
-            println!(
-                "{}",
-                json!({"family": cell.family, "qualifier": cell.qualifier, "value": value, "version": cell.version})
-            );
+            let (family, qualifier, version) = (cell.family, cell.qualifier, cell.version);
+            output::line(json!({"family": family, "qualifier": qualifier, "value": value, "version": version}))?;
         }
+        Ok(())
     } else {
         let row = |cell: galoo_proto::value::Cell| {
             let value = cell.value.as_ref().map_or_else(String::new, |value| output::value_json(value).to_string());
             vec![cell.family, cell.qualifier, value, cell.version.to_string()]
         };
-        output::table(&["family", "qualifier", "value", "version"], cells.into_iter().map(row));
+        output::table(&["family", "qualifier", "value", "version"], cells.into_iter().map(row))
     }
-    Ok(())
 }
 
 #[derive(Args)]
 #[command(group(ArgGroup::new("change").required(true).args(["value", "increment", "delete"])))]
 pub(super) struct PutArgs {
     /// The player
+    #[arg(value_parser = player_id())]
     player: String,
     /// FAMILY:QUALIFIER
     cell: String,
     /// The new value: JSON (a number, true, null, "text", an object); anything else is taken as text
+    #[arg(allow_negative_numbers = true)]
     value: Option<String>,
     /// Add to an integer instead
     #[arg(long, allow_negative_numbers = true)]
@@ -136,11 +153,10 @@ pub(super) async fn put(args: PutArgs) -> Result<(), Failure> {
         Ok(mutated) => {
             let value = mutated.values.first().map_or(serde_json::Value::Null, output::value_json);
             if args.connection.json {
-                println!("{}", json!({"value": value, "version": mutated.version}));
+                output::line(json!({"value": value, "version": mutated.version}))
             } else {
-                println!("{value}");
+                output::line(value)
             }
-            Ok(())
         }
     }
 }
@@ -148,7 +164,7 @@ pub(super) async fn put(args: PutArgs) -> Result<(), Failure> {
 #[derive(Args)]
 pub(super) struct ScanArgs {
     /// Only this player's events, in order of time
-    #[arg(long)]
+    #[arg(long, value_parser = player_id())]
     player: Option<String>,
     /// From this time on (Unix milliseconds)
     #[arg(long, allow_negative_numbers = true)]
@@ -185,15 +201,6 @@ fn print_events(events: &[StoredEvent], json: bool) -> std::io::Result<()> {
     out.flush()
 }
 
-/// A reader that closes the pipe wants no more: that is no failure.
-fn printed(result: std::io::Result<()>) -> Result<bool, Failure> {
-    match result {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Failure::Failed(error.into())),
-    }
-}
-
 pub(super) async fn scan(args: ScanArgs) -> Result<(), Failure> {
     let client = args.connection.connect().await?;
     let filter = Some(EventFilter { from_ms: args.from, to_ms: args.to, event_types: args.event_types });
@@ -215,9 +222,7 @@ pub(super) async fn scan(args: ScanArgs) -> Result<(), Failure> {
         }
     };
     while let Some(page) = pages.next().await {
-        if !printed(print_events(&page?.events, args.connection.json))? {
-            break;
-        }
+        output::printed(print_events(&page?.events, args.connection.json))?;
     }
     Ok(())
 }
@@ -241,16 +246,42 @@ pub(super) async fn tail(args: TailArgs) -> Result<(), Failure> {
     let request = TailRequest { game: args.game, after: vec![], from_start: args.from_start };
     let mut pages = client.tail(request).await?.boxed();
     if std::io::stderr().is_terminal() {
-        eprintln!("following; Ctrl-C ends");
+        output::say("following; Ctrl-C ends");
     }
     let mut left = if args.limit == 0 { usize::MAX } else { args.limit };
     while let Some(page) = pages.next().await {
         let mut page = page?;
         page.truncate(left);
         left -= page.len();
-        if !printed(print_events(&page, args.connection.json))? || left == 0 {
+        output::printed(print_events(&page, args.connection.json))?;
+        if left == 0 {
             break;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn put(change: &[&str]) -> PutArgs {
+        let words = [&["galoo", "put", "--game", "g", "ann", "s:x"], change].concat();
+        match Cli::try_parse_from(&words).map(|cli| cli.command) {
+            Ok(Command::Put(args)) => args,
+            Ok(_) => panic!("{words:?} is no put"),
+            Err(error) => panic!("{words:?}: {error}"),
+        }
+    }
+
+    #[test]
+    fn numbers_may_be_negative() {
+        for value in ["-5", "-2.5", "5"] {
+            assert_eq!(put(&[value]).value.as_deref(), Some(value));
+        }
+        assert_eq!(put(&["--increment", "-5"]).increment, Some(-5));
+    }
 }

@@ -3,7 +3,8 @@
 //!
 //! The nodes are processes of this same binary with folders and ports of their own; the demo speaks to them as anybody
 //! would: with the client library, the command line and SQL over the Postgres protocol. It ends its processes and removes
-//! their folders however it ends itself, unless it was asked to keep them or a proof failed.
+//! their folders however it ends itself, unless it was asked to keep them or a proof failed. It ends also when nobody reads
+//! what it says any more.
 
 mod answers;
 mod cluster;
@@ -74,7 +75,7 @@ const CATCH_UP_MAX: Duration = Duration::from_secs(120);
 /// How often a node is asked how far it is.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
-/// Runs the demo until it is over, or until Ctrl-C.
+/// Runs the demo until it is over, until Ctrl-C, or until nobody reads what it says.
 pub(super) async fn run(args: DemoArgs) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let mut builder = tempfile::Builder::new();
@@ -89,16 +90,20 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), Failure> {
         done = story(&args, &mut cluster, &mut tell) => Some(done),
         () = signals.any() => None,
     };
+    // Who reads no further ends it as a signal does.
+    let done = done.filter(|done| !matches!(done, Err(Failure::Unread)));
     if let Some(Ok(())) = &done
         && !args.once
+        && tell.line("The cluster is up until Ctrl-C.").is_ok()
     {
-        tell.line("The cluster is up until Ctrl-C.");
         signals.any().await;
     }
     tell.end();
     cluster.stop();
     if args.keep || matches!(done, Some(Err(_))) {
-        tell.line(&format!("The nodes' folders and logs are kept in {}", folder.keep().display()));
+        let kept = folder.keep();
+        // They are kept whether somebody reads it or not.
+        let _ = tell.line(&format!("The nodes' folders and logs are kept in {}", kept.display()));
     } else {
         folder.close().context("cannot remove the nodes' folders")?;
     }
@@ -130,25 +135,28 @@ async fn story(args: &DemoArgs, cluster: &mut Cluster, tell: &mut Tell) -> Resul
         Some(file) => Source::File(file.clone()),
         None => Source::Game(Config::new(args.seed, args.events)),
     };
-    tell.line(&format!("Galoo demo: {}\n", source.title()));
+    tell.line(&format!("Galoo demo: {}\n", source.title()))?;
     let client = formed(cluster, tell).await?;
     let (meter, progress) = loader::meter(&source, tell)?;
     let started = Instant::now();
     let mut load = JoinSet::new();
     load.spawn(loader::load(source, client, cluster.folder().to_owned(), meter));
     let disaster = disaster(cluster, tell, progress).await;
+    if let Err(Failure::Unread) = disaster {
+        return disaster;
+    }
     let loaded = load.join_next().await.context("the load")?.context("the load")??;
     tell.end();
-    told(&loaded, started, tell);
+    told(&loaded, started, tell)?;
     disaster?;
     let mut sql = Sql::connect(cluster.pg()).await?;
-    tell.heading(&format!("Answers, asked through the Postgres protocol of {}", cluster.last_started()));
+    tell.heading(&format!("Answers, asked through the Postgres protocol of {}", cluster.last_started()))?;
     answers::all(&mut sql, tell).await?;
-    tell.heading("Proofs");
+    tell.heading("Proofs")?;
     proofs::rollup_is_raw(&mut sql, tell).await?;
     proofs::acknowledged_is_stored(&mut sql, &loaded, tell).await?;
     proofs::same_everywhere(cluster, &loaded, tell).await?;
-    connect(cluster, tell);
+    connect(cluster, tell)?;
     tell.verdict()
 }
 
@@ -160,13 +168,13 @@ async fn formed(cluster: &mut Cluster, tell: &mut Tell) -> Result<Client, Failur
     let game = client.create_game(GAME, 0, 0).await?;
     let mut sql = Sql::connect(cluster.pg()).await?;
     sql.rows(&format!("CREATE ROLLUP {ROLLUP} AS {ROLLUP_SELECT}")).await?;
-    tell.table("nodes", "nodes", &["node", "gRPC", "Postgres", "HTTP", "process"], cluster.rows());
+    tell.table("nodes", "nodes", &["node", "gRPC", "Postgres", "HTTP", "process"], cluster.rows())?;
     let (shards, replicas) = (game.shards, game.replicas);
     tell.line(&format!(
         "Three nodes formed a cluster, made the game {GAME} with {shards} shards of {replicas} replicas each and the \
          rollup {ROLLUP} in {}.\n",
         seconds(started.elapsed())
-    ));
+    ))?;
     Ok(client)
 }
 
@@ -186,9 +194,9 @@ async fn disaster(
         grouped(before.events),
         cluster.name(victim),
         leads,
-    ));
+    ))?;
     let pause = longest_pause(&mut progress, before.events + loader::ON_THE_WAY_MAX).await;
-    tell.line(&format!("The load goes on by itself: the longest wait for an answer was {}.", seconds(pause)));
+    tell.line(&format!("The load goes on by itself: the longest wait for an answer was {}.", seconds(pause)))?;
     let target = cluster.applied().await?;
     cluster.start_again(victim).await?;
     let back = Instant::now();
@@ -211,8 +219,7 @@ async fn disaster(
             grouped(index),
             seconds(back.elapsed())
         ),
-    );
-    Ok(())
+    )
 }
 
 /// Returns the longest time without an acknowledgement until `events` are acknowledged or the load is over.
@@ -226,7 +233,7 @@ async fn longest_pause(progress: &mut watch::Receiver<loader::Progress>, events:
 }
 
 /// Says what was loaded and how fast.
-fn told(loaded: &Loaded, started: Instant, tell: &mut Tell) {
+fn told(loaded: &Loaded, started: Instant, tell: &mut Tell) -> Result<(), Failure> {
     let elapsed = started.elapsed().as_secs_f64();
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate")]
     let rate = (loaded.events as f64 / elapsed) as u64;
@@ -242,15 +249,15 @@ fn told(loaded: &Loaded, started: Instant, tell: &mut Tell) {
             grouped(loaded.events),
             grouped(rate)
         ),
-    );
+    )
 }
 
 /// Says how to reach the cluster.
-fn connect(cluster: &Cluster, tell: &mut Tell) {
+fn connect(cluster: &Cluster, tell: &mut Tell) -> Result<(), Failure> {
     let (grpc, pg) = (cluster.grpc(), cluster.pg());
     let galoo = cluster.binary().display();
-    tell.heading("Connect");
-    tell.line(&format!("  psql \"host={} port={} dbname={GAME} user=galoo\"", pg.ip(), pg.port()));
-    tell.line(&format!("  {galoo} sql --addr {grpc} --game {GAME}"));
-    tell.line(&format!("  {galoo} status --addr {grpc}\n"));
+    tell.heading("Connect")?;
+    tell.line(&format!("  psql \"host={} port={} dbname={GAME} user=galoo\"", pg.ip(), pg.port()))?;
+    tell.line(&format!("  {galoo} sql --addr {grpc} --game {GAME}"))?;
+    tell.line(&format!("  {galoo} status --addr {grpc}\n"))
 }

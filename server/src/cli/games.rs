@@ -42,31 +42,31 @@ pub(super) async fn run(command: GameCommand) -> Result<(), Failure> {
         GameCommand::Create { name, shards, replicas, connection } => {
             let game = connection.connect().await?.create_game(&name, shards, replicas).await?;
             if connection.json {
-                println!("{}", json!({"name": game.name, "shards": game.shards, "replicas": game.replicas}));
+                output::line(json!({"name": game.name, "shards": game.shards, "replicas": game.replicas}))
             } else {
-                println!("created game {} with {} shards, {} replicas each", game.name, game.shards, game.replicas);
+                let (name, shards, replicas) = (game.name, game.shards, game.replicas);
+                output::line(format_args!("created game {name} with {shards} shards, {replicas} replicas each"))
             }
         }
         GameCommand::List { connection } => {
             let games = connection.connect().await?.list_games().await?;
             if connection.json {
                 let object = |game: &galoo_proto::admin::Game| json!({"name": game.name, "shards": game.shards, "replicas": game.replicas});
-                println!("{}", serde_json::Value::from(games.iter().map(object).collect::<Vec<_>>()));
+                output::line(serde_json::Value::from(games.iter().map(object).collect::<Vec<_>>()))
             } else {
                 let row = |game: galoo_proto::admin::Game| {
                     vec![game.name, game.shards.to_string(), game.replicas.to_string()]
                 };
-                output::table(&["game", "shards", "replicas"], games.into_iter().map(row));
+                output::table(&["game", "shards", "replicas"], games.into_iter().map(row))
             }
         }
         GameCommand::Drop { name, connection } => {
             connection.connect().await?.drop_game(&name).await?;
             if connection.json {
-                println!("{}", json!({"dropped": name}));
+                output::line(json!({"dropped": name}))
             } else {
-                println!("dropped game {name}");
+                output::line(format_args!("dropped game {name}"))
             }
         }
     }
-    Ok(())
 }

@@ -1,17 +1,42 @@
 //! What commands print: tables for people, one JSON value a line for programs.
 
+use std::{
+    fmt::Display,
+    io::{ErrorKind, Write},
+};
+
 use comfy_table::{Table, presets::NOTHING};
 use galoo_proto::value::{StoredEvent, Value, value::Kind};
 use serde_json::json;
 
-/// Prints rows under a header, columns aligned.
-pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
+use super::Failure;
+
+/// Prints a line; fails with [`Failure::Unread`] when whoever read the output is gone.
+pub(super) fn line(text: impl Display) -> Result<(), Failure> {
+    printed(writeln!(std::io::stdout(), "{text}"))
+}
+
+/// What writing to standard output came to.
+pub(super) fn printed(written: std::io::Result<()>) -> Result<(), Failure> {
+    written.map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => Failure::Unread,
+        _ => Failure::Failed(anyhow::Error::new(error).context("cannot write to standard output")),
+    })
+}
+
+/// Says something beside the output; where nobody hears it, nothing is lost.
+pub(super) fn say(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Prints rows under a header, columns aligned; fails as [`line`] does.
+pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Failure> {
     let mut table = Table::new();
     table.load_preset(NOTHING).set_header(header);
     rows.into_iter().for_each(|row| {
         table.add_row(row);
     });
-    println!("{table}");
+    line(table)
 }
 
 /// A cell's value as JSON; bytes as hexadecimal digits.

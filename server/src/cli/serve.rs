@@ -57,6 +57,7 @@ pub(super) struct ServerArgs {
 
 /// Runs a node until SIGINT or SIGTERM.
 pub(super) fn run(args: ServerArgs) -> Result<(), Failure> {
+    telemetry::check_levels().map_err(|error| Failure::Refused(error.to_string()))?;
     telemetry::start_logs(LevelFilter::INFO, args.json);
     let config = config(&args).map_err(|error| Failure::Refused(error.to_string()))?;
     let runtime = |name: &str| tokio::runtime::Builder::new_multi_thread().thread_name(name).enable_all().build();
@@ -64,9 +65,12 @@ pub(super) fn run(args: ServerArgs) -> Result<(), Failure> {
         runtime("galoo").and_then(|one| Ok((one, runtime("sql")?))).map_err(anyhow::Error::from)?;
     let served = gameplay.block_on(serve(config, args.insecure, queries.handle()));
     queries.shutdown_background();
-    served.map_err(|error| match (error.downcast_ref::<DataFolderError>(), error.downcast_ref::<FormError>()) {
-        (None, None) => Failure::Failed(error),
-        _ => Failure::Refused(error.to_string()),
+    served.map_err(|error| {
+        if error.is::<DataFolderError>() || error.is::<FormError>() || error.is::<ConfigError>() {
+            Failure::Refused(error.to_string())
+        } else {
+            Failure::Failed(error)
+        }
     })
 }
 
@@ -109,6 +113,11 @@ async fn serve(mut config: Config, insecure: bool, queries: &Handle) -> anyhow::
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
     let door = Arc::new(Door::open(config.clone(), stopped.clone())?);
+    // A node that belongs to a cluster already is found by the others wherever it is.
+    if door.identity().is_none() && config.is_among_joined()?.is_none() {
+        let (grpc, join) = (config.grpc, config.join.join(","));
+        warn!("one of {join} must lead to this node ({grpc}), or it waits forever");
+    }
     let mut fronts = tokio::task::JoinSet::new();
     fronts.spawn(grpc::serve(door.clone(), grpc_listener, until_stopped(stopped.clone())));
     let http_stopped = until_stopped(stopped.clone());

@@ -31,25 +31,21 @@ pub(super) async fn status(args: StatusArgs) -> Result<(), Failure> {
             })
         });
         let games: Vec<_> = status.games.iter().map(|game| game.name.clone()).collect();
-        println!(
-            "{}",
-            json!({
-                "version": status.version, "cluster_id": status.cluster_id, "node_id": status.node_id,
-                "grpc": status.grpc_addr, "pg": status.pg_addr, "http": status.http_addr,
-                "games": games, "nodes": nodes.collect::<Vec<_>>(), "shards": shards.collect::<Vec<_>>(),
-            })
-        );
-        return Ok(());
+        return output::line(json!({
+            "version": status.version, "cluster_id": status.cluster_id, "node_id": status.node_id,
+            "grpc": status.grpc_addr, "pg": status.pg_addr, "http": status.http_addr,
+            "games": games, "nodes": nodes.collect::<Vec<_>>(), "shards": shards.collect::<Vec<_>>(),
+        }));
     }
-    println!("galoo {}  cluster {}  node n{}", status.version, status.cluster_id, status.node_id);
-    println!("grpc {}  pg {}  http {}\n", status.grpc_addr, status.pg_addr, status.http_addr);
+    output::line(format_args!("galoo {}  cluster {}  node n{}", status.version, status.cluster_id, status.node_id))?;
+    output::line(format_args!("grpc {}  pg {}  http {}\n", status.grpc_addr, status.pg_addr, status.http_addr))?;
     let nodes = status.nodes.into_iter().map(|node| {
         let state = if node.reachable { "up" } else { "unreachable" };
         let counts = [node.replicas, node.leads, node.lag].map(|count| count.to_string());
         [vec![format!("n{}", node.id), node.grpc_addr, node.pg_addr, state.to_owned()], counts.to_vec()].concat()
     });
-    output::table(&["node", "grpc", "pg", "state", "replicas", "leads", "lag"], nodes);
-    println!();
+    output::table(&["node", "grpc", "pg", "state", "replicas", "leads", "lag"], nodes)?;
+    output::line("")?;
     let rows = status.shards.into_iter().map(|shard| {
         vec![
             format!("s{}", shard.shard),
@@ -78,8 +74,7 @@ pub(super) async fn status(args: StatusArgs) -> Result<(), Failure> {
         "segments",
         "segment bytes",
     ];
-    output::table(&header, rows);
-    Ok(())
+    output::table(&header, rows)
 }
 
 #[derive(Args)]
@@ -102,13 +97,12 @@ pub(super) async fn checksum(args: ChecksumArgs) -> Result<(), Failure> {
             let sum = format!("{:016x}", shard.checksum);
             json!({"shard": shard.shard, "applied": shard.applied, "events": shard.events, "checksum": sum})
         });
-        println!("{}", serde_json::Value::from(shards.collect::<Vec<_>>()));
+        output::line(serde_json::Value::from(shards.collect::<Vec<_>>()))
     } else {
         let rows = shards.into_iter().map(|shard| {
             let sum = format!("{:016x}", shard.checksum);
             vec![format!("s{}", shard.shard), shard.applied.to_string(), shard.events.to_string(), sum]
         });
-        output::table(&["shard", "applied", "events", "checksum"], rows);
+        output::table(&["shard", "applied", "events", "checksum"], rows)
     }
-    Ok(())
 }

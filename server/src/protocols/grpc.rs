@@ -13,10 +13,13 @@ use galoo_proto::{FILE_DESCRIPTORS, limits::GRPC_MESSAGE_BYTES_MAX};
 use tokio::net::TcpListener;
 use tonic::{
     Code, Status,
+    body::Body,
+    codegen::http::{self, HeaderValue},
     metadata::MetadataValue,
     transport::{Server, server::TcpIncoming},
 };
 use tonic_health::ServingStatus;
+use tower::util::MapResponseLayer;
 
 use super::raft;
 use crate::{door::Door, node::NodeError};
@@ -44,8 +47,11 @@ pub async fn serve(
         .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
     let admin = AdminServer::new(admin::AdminService(door.clone()));
-    let reflection =
-        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(FILE_DESCRIPTORS);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let (reporter, health) = tonic_health::server::health_reporter();
     let report = move |status| {
         let reporter = reporter.clone();
@@ -64,6 +70,7 @@ pub async fn serve(
     });
     let connections = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEP_ALIVE));
     Server::builder()
+        .layer(MapResponseLayer::new(blames_caller))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_MAX)
@@ -80,6 +87,20 @@ pub async fn serve(
         })
         .await?;
     Ok(())
+}
+
+/// What tonic says of a request that does not decode, as it stands in a header.
+const UNDECODABLE: &[u8] = b"failed%20to%20decode%20Protobuf%20message";
+
+/// A request that does not decode (a text that is not UTF-8) is `INVALID_ARGUMENT`: tonic calls it `INTERNAL`, which
+/// clients try again.
+fn blames_caller(mut response: http::Response<Body>) -> http::Response<Body> {
+    let headers = response.headers_mut();
+    let message = headers.get(Status::GRPC_MESSAGE).map(HeaderValue::as_bytes);
+    if message.is_some_and(|message| message.starts_with(UNDECODABLE)) {
+        headers.insert(Status::GRPC_STATUS, HeaderValue::from(Code::InvalidArgument as i32));
+    }
+    response
 }
 
 /// Metadata key of the delay after which a refused call may be tried again, in milliseconds.

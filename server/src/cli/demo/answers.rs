@@ -74,15 +74,15 @@ fn cut(text: &str, characters: usize) -> String {
 /// Asks everything and shows the answers.
 pub(super) async fn all(sql: &mut Sql, tell: &mut Tell) -> Result<(), Failure> {
     let events = sql.number("SELECT count(*) FROM events").await?;
-    tell.fact("events", json!(events), &format!("events in all: {}\n", grouped(events)));
+    tell.fact("events", json!(events), &format!("events in all: {}\n", grouped(events)))?;
     let by_type = sql.rows(&format!("{BY_TYPE} LIMIT 20")).await?;
-    tell.table("events_by_type", "events by type", &["type", "events"], by_type);
+    tell.table("events_by_type", "events by type", &["type", "events"], by_type)?;
     let most = sql.rows(MOST_ACTIVE).await?;
     let player = most.first().and_then(|row| row.first()).context("nobody played")?.clone();
-    tell.table("most_active_players", "most active players", &["player", "events"], most);
+    tell.table("most_active_players", "most active players", &["player", "events"], most)?;
     let mut days = sql.rows(&format!("{DAILY_ACTIVE} DESC LIMIT 7")).await?;
     days.iter_mut().filter_map(|row| row.first_mut()).for_each(|day| *day = cut(day, DAY));
-    tell.table("daily_active_players", "daily active players, latest days first", &["day", "players"], days);
+    tell.table("daily_active_players", "daily active players, latest days first", &["day", "players"], days)?;
     let quoted = player.replace('\'', "''");
     let last = format!(
         "SELECT event_time, event_type, properties FROM events WHERE player_id = '{quoted}' \
@@ -94,11 +94,11 @@ pub(super) async fn all(sql: &mut Sql, tell: &mut Tell) -> Result<(), Failure> {
             *cell = cut(cell, shown_max);
         }
     }
-    tell.table("last_events", &format!("last ten events of {player}"), &["time", "type", "properties"], last);
+    tell.table("last_events", &format!("last ten events of {player}"), &["time", "type", "properties"], last)?;
     let state = format!("SELECT family, qualifier, value FROM state WHERE player_id = '{quoted}' ORDER BY 1, 2");
     let state = sql.rows(&state).await?;
     if !state.is_empty() {
-        tell.table("state", &format!("state of {player}"), &["family", "qualifier", "value"], state);
+        tell.table("state", &format!("state of {player}"), &["family", "qualifier", "value"], state)?;
     }
     let hours = format!("SELECT bucket, sum(events) FROM {ROLLUP} GROUP BY 1 ORDER BY 1 DESC LIMIT 24");
     let hours = sql.rows(&hours).await?;
@@ -115,6 +115,5 @@ pub(super) async fn all(sql: &mut Sql, tell: &mut Tell) -> Result<(), Failure> {
         &format!("events of the latest hours, from the rollup {ROLLUP}"),
         &["hour", "events", ""],
         drawn,
-    );
-    Ok(())
+    )
 }

@@ -36,8 +36,7 @@ pub(super) async fn rollup_is_raw(sql: &mut Sql, tell: &mut Tell) -> Result<(), 
     } else {
         format!("{differing} rows differ, of {} and {}", kept.len(), raw.len())
     };
-    tell.proof("rollup = raw", differing == 0 && !kept.is_empty(), &found);
-    Ok(())
+    tell.proof("rollup = raw", differing == 0 && !kept.is_empty(), &found)
 }
 
 /// Proves that everything acknowledged is there, once, and nothing else.
@@ -71,8 +70,7 @@ pub(super) async fn acknowledged_is_stored(sql: &mut Sql, loaded: &Loaded, tell:
         );
     }
     let holds = differences.is_empty();
-    tell.proof("acknowledged = stored", holds, if holds { &found } else { &differences[0] });
-    Ok(())
+    tell.proof("acknowledged = stored", holds, if holds { &found } else { &differences[0] })
 }
 
 fn most_active(tally: &Tally) -> String {
@@ -114,8 +112,7 @@ pub(super) async fn same_everywhere(cluster: &Cluster, loaded: &Loaded, tell: &m
             nodes.iter().all(|node| node.values().map(|replica| replica.events).sum::<u64>() == loaded.events);
         if same && counted {
             let found = format!("{} shards have equal checksums on {} nodes", first.len(), nodes.len());
-            tell.proof("same everywhere", true, &found);
-            return Ok(());
+            return tell.proof("same everywhere", true, &found);
         }
         // Replicas that have applied as much and differ will never be the same.
         let differ = others.iter().flatten().find(|(shard, replica)| {
@@ -126,8 +123,7 @@ pub(super) async fn same_everywhere(cluster: &Cluster, loaded: &Loaded, tell: &m
                 Some((shard, replica)) => format!("the replicas of s{shard} differ at index {}", replica.applied),
                 None => format!("the nodes hold {nodes:?}, after {}", seconds(since.elapsed())),
             };
-            tell.proof("same everywhere", false, &found);
-            return Ok(());
+            return tell.proof("same everywhere", false, &found);
         }
         tokio::time::sleep(ASK_EVERY).await;
     }

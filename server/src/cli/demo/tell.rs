@@ -39,31 +39,37 @@ impl Tell {
         self.object.is_none()
     }
 
-    pub(super) fn line(&self, text: &str) {
-        if self.to_people() {
-            self.bar.suspend(|| println!("{text}"));
-        }
+    /// Says a line to people. Fails with [`Failure::Unread`] when nobody reads any more, as all that follows does.
+    pub(super) fn line(&self, text: &str) -> Result<(), Failure> {
+        if self.to_people() { self.bar.suspend(|| output::line(text)) } else { Ok(()) }
     }
 
-    pub(super) fn heading(&self, text: &str) {
-        self.line(&format!("\n{text}\n"));
+    pub(super) fn heading(&self, text: &str) -> Result<(), Failure> {
+        self.line(&format!("\n{text}\n"))
     }
 
     /// A line for people, a member for programs.
-    pub(super) fn fact(&mut self, name: &str, value: Value, text: &str) {
-        self.line(text);
+    pub(super) fn fact(&mut self, name: &str, value: Value, text: &str) -> Result<(), Failure> {
+        self.line(text)?;
         if let Some(object) = &mut self.object {
             object.insert(name.to_owned(), value);
         }
+        Ok(())
     }
 
     /// A table under its title, with the columns of counts to the right; a member for programs.
-    pub(super) fn table(&mut self, name: &str, title: &str, header: &[&str], mut rows: Vec<Vec<String>>) {
+    pub(super) fn table(
+        &mut self,
+        name: &str,
+        title: &str,
+        header: &[&str],
+        mut rows: Vec<Vec<String>>,
+    ) -> Result<(), Failure> {
         let Some(object) = &mut self.object else {
             let counted = header.iter().enumerate().filter(|(_, name)| COUNTS.contains(name));
             counted.for_each(|(column, _)| align(&mut rows, column));
-            self.line(title);
-            self.bar.suspend(|| output::table(header, rows));
+            self.line(title)?;
+            self.bar.suspend(|| output::table(header, rows))?;
             return self.line("");
         };
         let row = |row: Vec<String>| {
@@ -71,19 +77,20 @@ impl Tell {
             Value::from(names.zip(row.into_iter().map(Value::from)).collect::<Map<_, _>>())
         };
         object.insert(name.to_owned(), rows.into_iter().map(row).collect());
+        Ok(())
     }
 
     /// A proof, and what it found.
-    pub(super) fn proof(&mut self, name: &'static str, holds: bool, found: &str) {
+    pub(super) fn proof(&mut self, name: &'static str, holds: bool, found: &str) -> Result<(), Failure> {
         self.proofs.push((name, holds));
         let mark = if holds { "holds " } else { "FAILED" };
-        self.fact(name, json!({"holds": holds, "found": found}), &format!("  {mark}  {name}: {found}"));
+        self.fact(name, json!({"holds": holds, "found": found}), &format!("  {mark}  {name}: {found}"))
     }
 
     /// Prints the object, and fails when a proof did.
     pub(super) fn verdict(&mut self) -> Result<(), Failure> {
         if let Some(object) = &self.object {
-            println!("{}", Value::from(object.clone()));
+            output::line(Value::from(object.clone()))?;
         }
         let failed: Vec<_> = self.proofs.iter().filter(|(_, holds)| !holds).map(|(name, _)| *name).collect();
         if failed.is_empty() { Ok(()) } else { Err(anyhow::anyhow!("not proved: {}", failed.join(", ")).into()) }
