@@ -29,7 +29,7 @@ pub(super) fn say(text: impl Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Prints rows under a header, columns aligned; fails as [`line`] does.
+/// Prints rows under a header, columns aligned; fails as [`line()`] does.
 pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Failure> {
     let mut table = Table::new();
     table.load_preset(NOTHING).set_header(header);
