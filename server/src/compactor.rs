@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use galoo_cluster::{META_GROUP, machine::Machine};
 use galoo_consensus::{GroupId, StateMachine};
 use galoo_proto::{GameId, Hlc, Keyspace, ShardId};
 use galoo_storage::{
@@ -16,10 +17,7 @@ use galoo_storage::{
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
-use crate::{
-    machine::Machine,
-    node::{Node, NodeError, unix_ms},
-};
+use crate::node::{Node, NodeError, unix_ms};
 
 /// Between two rounds over the shards.
 const ROUND: Duration = Duration::from_millis(250);
@@ -227,7 +225,7 @@ async fn cut_logs(node: &Arc<Node>, flushed_at_bytes: &mut u64) -> anyhow::Resul
         spawn_blocking(move || engine.flush()).await??;
     }
     let groups = node.open_shards().into_iter().map(|(shard, _)| GroupId(shard.0));
-    for group in groups.chain([GroupId(galoo_cluster::META_GROUP)]) {
+    for group in groups.chain([GroupId(META_GROUP)]) {
         let persisted = node.driver().with_machine(group, |machine| machine.persisted()).await;
         if let Some(persisted) = persisted.transpose()? {
             node.driver().cut(group, persisted);

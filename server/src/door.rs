@@ -15,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use galoo_cluster::meta::MetaState;
+use galoo_cluster::{
+    machine::{MachineError, MetaMachine},
+    meta::MetaState,
+};
 use galoo_proto::{
     NodeId,
     meta::NodeRecord,
@@ -29,7 +32,6 @@ use tracing::{info, warn};
 use crate::{
     config::Config,
     data_folder::{DataFolder, DataFolderError, Identity},
-    machine::MetaMachine,
     node::Node,
 };
 
@@ -223,7 +225,7 @@ impl Door {
 pub enum JoinFailure {
     /// The first records.
     #[error(transparent)]
-    Records(#[from] crate::machine::MachineError),
+    Records(#[from] MachineError),
     /// The identity.
     #[error(transparent)]
     Folder(#[from] DataFolderError),

@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use galoo_cluster::machine::{Answer, Machine};
 use galoo_consensus::{
     GroupId,
     log_store::{GroupRecord, shared::SharedLog},
@@ -36,11 +37,7 @@ use self::{
     mailbox::{Sender, mailbox},
     raft::RaftThread,
 };
-use crate::{
-    disk::DiskFull,
-    machine::{Answer, Machine},
-    transport::Transport,
-};
+use crate::{disk::DiskFull, transport::Transport};
 
 /// A tick of Raft's clock.
 pub const TICK: Duration = Duration::from_millis(100);

@@ -7,7 +7,6 @@ mod data_folder;
 mod disk;
 mod door;
 mod driver;
-mod machine;
 mod node;
 mod protocols;
 mod sql;

@@ -24,6 +24,7 @@ use std::{
 
 use galoo_cluster::{
     META_GROUP,
+    machine::{META_KEYSPACE, Machine, MetaMachine},
     meta::MetaState,
     router::{Game, Router},
 };
@@ -48,7 +49,6 @@ use crate::{
     disk::{self, Disk, DiskFull},
     door::Door,
     driver::{DriveError, Driver, Frozen, Options, Store},
-    machine::{META_KEYSPACE, Machine, MetaMachine},
     transport::Transport,
 };
 

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use galoo_cluster::machine::{Answer, Machine, MachineError};
 use galoo_consensus::{Committed, Entry, GroupId, StateMachine, entry, raft_loop::Offer};
 use galoo_proto::{Keyspace, ShardId};
 use galoo_storage::engine::WriteBatch;
@@ -18,7 +19,6 @@ use super::{
     Applied, Input, Job, Move, Replies, Reply, Store, end_process,
     mailbox::{Receiver, Sender, Wake},
 };
-use crate::machine::{Answer, Machine, MachineError};
 
 /// Bytes of commands that are applied together, but for the last entry.
 const TOGETHER_BYTES_MAX: usize = 8 << 20;

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use galoo_cluster::machine::Answer;
 use galoo_consensus::{
     Committed, GroupId, StateMachine, Ticket,
     log_store::{LogStore, shared::SharedLog},
@@ -27,7 +28,7 @@ use super::{
     Applied, ApplyInput, DriveError, Input, Move, Replies, Reply, Store, TICK, apply_thread, end_process,
     mailbox::{Receiver, Sender, Wake},
 };
-use crate::{machine::Answer, transport::Transport};
+use crate::transport::Transport;
 
 /// Inputs that one turn takes at most: more wait for the next one.
 const TURN_INPUTS_MAX: usize = 1_024;

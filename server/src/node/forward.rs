@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
-use galoo_cluster::{META_GROUP, meta};
+use galoo_cluster::{META_GROUP, machine::Answer, meta};
 use galoo_consensus::GroupId;
 use galoo_proto::{
     NodeId, ShardId,
@@ -26,7 +26,6 @@ use tokio::{
 use super::{ADMISSION_WAIT, DEADLINE, Node, NodeError, RETRY_DELAY, WAITING_BYTES_MAX, unix_ms};
 use crate::{
     driver::DriveError,
-    machine::Answer,
     transport::{NotSent, Peer},
 };
 

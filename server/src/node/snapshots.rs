@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use galoo_cluster::META_GROUP;
+use galoo_cluster::{META_GROUP, machine::META_KEYSPACE};
 use galoo_consensus::{GroupId, log_store::GroupRecord, raft_loop::Fetch};
 use galoo_proto::{Keyspace, NodeId, ShardId};
 use galoo_storage::{compaction, engine::Engine, segment::SegmentFiles, snapshot::Import};
@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::Node;
-use crate::{driver::Move, machine::META_KEYSPACE};
+use crate::driver::Move;
 
 /// States that are pulled at once; further ones wait.
 const PULLS_MAX: usize = 2;
