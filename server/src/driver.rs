@@ -357,3 +357,32 @@ fn apply_thread(apply: &[Sender<ApplyInput>], group: GroupId) -> &Sender<ApplyIn
     let place = group.0 % apply.len() as u64;
     &apply[usize::try_from(place).unwrap_or(0)]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        env,
+        os::unix::process::ExitStatusExt,
+        process::{Command, Output},
+    };
+
+    use super::*;
+
+    /// The test starts itself in a process of its own, where this is set.
+    const PANICS: &str = "GALOO_DRIVER_TEST_PANICS";
+    const SIGABRT: i32 = 6;
+
+    #[test]
+    fn a_thread_that_panics_ends_the_process() {
+        if env::var_os(PANICS).is_some() {
+            let thread = spawn("raft".to_owned(), || panic!("as it is meant")).expect("starts");
+            assert!(thread.join().is_err(), "the process lives on");
+            return;
+        }
+        let mut command = Command::new(env::current_exe().expect("this binary"));
+        command.args(["--exact", "driver::tests::a_thread_that_panics_ends_the_process", "--nocapture"]);
+        let Output { status, stderr, .. } = command.env(PANICS, "1").output().expect("runs");
+        let said = String::from_utf8_lossy(&stderr);
+        assert!(status.signal() == Some(SIGABRT) && said.contains("as it is meant"), "{status}: {said}");
+    }
+}

@@ -6,7 +6,7 @@ use std::{
     fs,
     io::Write,
     os::unix::ffi::OsStrExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
@@ -255,13 +255,8 @@ fn import(server: &Server, file: &Path, more: &[&str]) -> (Option<i32>, Value, S
 fn a_damaged_file_keeps_whole_runs_and_goes_on_when_repaired() {
     let folder = tempfile::tempdir().expect("folder");
     let server = Server::start(&folder.path().join("data"), &[]);
-    // Random digits hardly compress, so that the damage lies far behind the first runs.
-    let mut state = 7u64;
-    let mut lines = String::new();
-    for line in 0..40_000 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        lines.push_str(&format!("{{\"player\":\"p{}\",\"ts_ms\":{line},\"event\":\"e\",\"n\":{state}}}\n", line % 97));
-    }
+    // The damage lies far behind the first runs.
+    let mut lines = event_lines(40_000);
     lines.insert_str(0, "{\"player\":\"\",\"ts_ms\":1,\"event\":\"e\"}\nrubbish\n");
     let whole = zstd::encode_all(lines.as_bytes(), 3).expect("compresses");
     let file = folder.path().join("events.ndjson.zst");
@@ -291,20 +286,44 @@ fn a_damaged_file_keeps_whole_runs_and_goes_on_when_repaired() {
 }
 
 /// A small file system of its own, in memory; unmounted with the test.
-struct SmallDisk<'a>(&'a Path);
+struct SmallDisk {
+    folder: tempfile::TempDir,
+}
 
-impl<'a> SmallDisk<'a> {
-    /// Returns `None` where file systems may not be mounted.
-    fn mount(at: &'a Path, mib: u64) -> Option<Self> {
-        let size = format!("size={mib}m");
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "galoo-test"]).arg(at).output();
-        mount.is_ok_and(|done| done.status.success()).then_some(Self(at))
+impl SmallDisk {
+    /// Returns `None`, and says which test is skipped, where file systems may not be mounted.
+    fn mount(test: &str) -> Option<Self> {
+        let disk = Self { folder: tempfile::tempdir().expect("folder") };
+        fs::create_dir(disk.path()).expect("folder");
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=160m", "galoo-test"]).arg(disk.path()).output();
+        if mount.is_ok_and(|done| done.status.success()) {
+            return Some(disk);
+        }
+        eprintln!("SKIPPED {test}: no right to mount a file system");
+        None
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("small")
+    }
+
+    /// A file on the disk that holds this one.
+    fn outside(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes a configuration file outside.
+    fn config(&self, settings: &str) -> String {
+        let config = self.outside("config.toml");
+        fs::write(&config, settings).expect("writes");
+        config.to_str().expect("UTF-8").to_owned()
     }
 }
 
-impl Drop for SmallDisk<'_> {
+impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
+        let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
     }
 }
 
@@ -331,20 +350,12 @@ impl Digits {
 /// is room again.
 #[test]
 fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
-    let folder = tempfile::tempdir().expect("folder");
-    let small = folder.path().join("small");
-    fs::create_dir(&small).expect("folder");
-    let Some(_mounted) = SmallDisk::mount(&small, 160) else {
-        eprintln!("SKIPPED a_full_disk_refuses_and_goes_on_when_there_is_room: no right to mount a file system");
-        return;
-    };
-    let config = folder.path().join("config.toml");
+    let Some(disk) = SmallDisk::mount("a_full_disk_refuses_and_goes_on_when_there_is_room") else { return };
     let reserve_bytes = 64 << 20;
     let settings = format!(
         "[storage]\ndisk_reserve_bytes = {reserve_bytes}\nmemtable_bytes = 8388608\nlog_bytes = 8388608\nseal_bytes = 2097152\n"
     );
-    fs::write(&config, settings).expect("writes");
-    let server = Server::start(&small.join("data"), &["--config", config.to_str().expect("UTF-8")]);
+    let server = Server::start(&disk.path().join("data"), &["--config", &disk.config(&settings)]);
     done(&server, &["game", "create", "g", "--shards", "1"]);
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let addr = server.grpc().to_string();
@@ -362,7 +373,7 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
         assert!(stored < 4_000_000, "the disk is never full");
         if ballast.is_none() && stored > count {
             // Most of the room is taken by somebody else.
-            let file = small.join("ballast");
+            let file = disk.path().join("ballast");
             fs::write(&file, vec![0; 72 << 20]).expect("writes");
             ballast = Some(file);
         }
@@ -403,19 +414,12 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
 /// without doing anything. Started again when there is room it has everything that it acknowledged.
 #[test]
 fn a_node_that_cannot_write_ends_and_has_lost_nothing() {
-    let folder = tempfile::tempdir().expect("folder");
-    let small = folder.path().join("small");
-    fs::create_dir(&small).expect("folder");
-    let Some(_mounted) = SmallDisk::mount(&small, 160) else {
-        eprintln!("SKIPPED a_node_that_cannot_write_ends_and_has_lost_nothing: no right to mount a file system");
-        return;
-    };
-    let config = folder.path().join("config.toml");
-    fs::write(&config, "[storage]\ndisk_reserve_bytes = 0\nlog_bytes = 8388608\n").expect("writes");
-    let arguments = ["--config", config.to_str().expect("UTF-8")];
-    let (data, ballast) = (small.join("data"), small.join("ballast"));
+    let Some(disk) = SmallDisk::mount("a_node_that_cannot_write_ends_and_has_lost_nothing") else { return };
+    let config = disk.config("[storage]\ndisk_reserve_bytes = 0\nlog_bytes = 8388608\n");
+    let arguments = ["--config", &config];
+    let (data, ballast) = (disk.path().join("data"), disk.path().join("ballast"));
     // Its output must not meet the full disk.
-    let stderr = folder.path().join("stderr");
+    let stderr = disk.outside("stderr");
     std::os::unix::fs::symlink(&stderr, data.with_extension("stderr")).expect("links");
     let server = Server::start(&data, &arguments);
     done(&server, &["game", "create", "g", "--shards", "1"]);

@@ -51,6 +51,14 @@ fn codec() -> LengthDelimitedCodec {
     LengthDelimitedCodec::builder().length_field_length(HEAD_BYTES).max_frame_length(GRPC_MESSAGE_BYTES_MAX).new_codec()
 }
 
+type Frames = FramedRead<TcpStream, LengthDelimitedCodec>;
+
+/// The message of the next frame; `None` at the end of the connection.
+async fn next<M: Message + Default>(frames: &mut Frames) -> io::Result<Option<M>> {
+    let Some(frame) = frames.next().await.transpose()? else { return Ok(None) };
+    M::decode(frame.freeze()).map(Some).map_err(io::Error::other)
+}
+
 fn late(_: tokio::time::error::Elapsed) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "the other side says nothing")
 }
@@ -67,18 +75,11 @@ pub(super) async fn connect(addr: &str, caller: &Caller) -> Result<TcpStream, St
     let mut stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(addr)).await.map_err(late)??;
     keep_alive(&stream)?;
     stream.write_all(&[PREFACE, &frame(caller)].concat()).await?;
-    let welcome = async {
-        let mut length = [0; HEAD_BYTES];
-        stream.read_exact(&mut length).await?;
-        let mut bytes = Vec::new();
-        let length = u64::from(u32::from_be_bytes(length)).min(GRPC_MESSAGE_BYTES_MAX as u64);
-        (&mut stream).take(length).read_to_end(&mut bytes).await?;
-        Welcome::decode(bytes.as_slice()).map_err(io::Error::other)
-    };
-    match timeout(ACQUAINTED_WITHIN, welcome).await.map_err(late)?? {
-        Welcome { refused } if refused.is_empty() => Ok(stream),
-        Welcome { refused } => Err(Status::failed_precondition(refused)),
-    }
+    let mut frames = FramedRead::new(stream, codec());
+    let welcome = timeout(ACQUAINTED_WITHIN, next(&mut frames)).await.map_err(late)??;
+    let Welcome { refused } = welcome.ok_or_else(|| Status::unavailable("the other node hung up"))?;
+    // Behind it nothing comes.
+    if refused.is_empty() { Ok(frames.into_inner()) } else { Err(Status::failed_precondition(refused)) }
 }
 
 fn keep_alive(stream: &TcpStream) -> io::Result<()> {
@@ -108,7 +109,7 @@ pub(super) async fn ended(stream: &TcpStream) -> Status {
 }
 
 /// A connection that another node made.
-pub struct Incoming(FramedRead<TcpStream, LengthDelimitedCodec>);
+pub struct Incoming(Frames);
 
 impl Incoming {
     /// Takes what the other node states.
@@ -119,9 +120,9 @@ impl Incoming {
             if preface != PREFACE {
                 return Err(io::Error::other("not a version of Raft's frames that is known here"));
             }
-            let mut incoming = Self(FramedRead::new(stream, codec()));
-            let caller = incoming.next().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-            Ok((incoming, caller))
+            let mut frames = FramedRead::new(stream, codec());
+            let caller = next(&mut frames).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            Ok((Self(frames), caller))
         };
         timeout(ACQUAINTED_WITHIN, begin).await.map_err(late)?
     }
@@ -133,12 +134,7 @@ impl Incoming {
 
     /// The next messages that came together; `None` when the other node ended the connection.
     pub async fn batch(&mut self) -> io::Result<Option<RaftBatch>> {
-        self.next().await
-    }
-
-    async fn next<M: Message + Default>(&mut self) -> io::Result<Option<M>> {
-        let Some(frame) = self.0.next().await.transpose()? else { return Ok(None) };
-        M::decode(frame.freeze()).map(Some).map_err(io::Error::other)
+        next(&mut self.0).await
     }
 }
 
