@@ -8,6 +8,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use galoo_harness::Process;
 use support::Server;
 
 fn galoo(server: &Server, arguments: &[&str]) -> Command {
@@ -112,4 +113,23 @@ fn json_rows_hold_numbers_booleans_and_nulls_in_the_order_of_their_columns() {
     ];
     assert_eq!(printed.lines().collect::<Vec<_>>(), expected);
     assert!(server.stop().success());
+}
+
+#[test]
+fn a_server_says_in_json_where_it_serves() {
+    let folder = tempfile::tempdir().expect("folder");
+    let any = "127.0.0.1:0";
+    let mut command = support::binary().command(&["server", "--json", "--grpc", any, "--pg", any, "--http", any]);
+    command.arg("--data-dir").arg(folder.path().join("data"));
+    support::done(async {
+        let mut server = Process::start(command, &folder.path().join("stderr"))?;
+        let said: serde_json::Value = serde_json::from_str(&server.says("{").await?)?;
+        assert_eq!(said["state"], "ready", "{said}");
+        for front in ["grpc", "pg", "http"] {
+            let address = said[front].as_str().unwrap_or_default();
+            std::net::TcpStream::connect(address).unwrap_or_else(|error| panic!("{front} in {said}: {error}"));
+        }
+        assert!(server.stop().await?.success());
+        Ok(())
+    });
 }

@@ -155,6 +155,16 @@ fn bad_input_over_grpc_is_refused_and_changes_nothing() {
         let refused = admin.create_game(twice).await.expect_err("refused");
         assert!(refused.code() == Code::AlreadyExists && refused.message().contains("\"g\""), "{refused:?}");
 
+        // More than a message may hold, before anybody looks at its events.
+        let events = (0..9).map(|_| event("ann", 1, &large)).collect();
+        let request = AppendRequest { game: "g".to_owned(), producer: None, events };
+        let refused = data.append(request).await.expect_err("refused");
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+        assert!(
+            ["request is too large", "9437", "8388608"].iter().all(|word| refused.message().contains(word)),
+            "{refused:?}"
+        );
+
         // What no string of Rust holds, sent as bytes.
         let mut raw = tonic::client::Grpc::new(channel);
         raw.ready().await.expect("connected");

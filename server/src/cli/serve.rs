@@ -50,7 +50,7 @@ pub(super) struct ServerArgs {
     /// Serve addresses that are not loopback although anybody may then read and write
     #[arg(long)]
     insecure: bool,
-    /// Log lines as JSON
+    /// Print JSON: the log's lines, and what is said on standard output
     #[arg(long)]
     json: bool,
 }
@@ -63,7 +63,7 @@ pub(super) fn run(args: ServerArgs) -> Result<(), Failure> {
     let runtime = |name: &str| tokio::runtime::Builder::new_multi_thread().thread_name(name).enable_all().build();
     let (gameplay, queries) =
         runtime("galoo").and_then(|one| Ok((one, runtime("sql")?))).map_err(anyhow::Error::from)?;
-    let served = gameplay.block_on(serve(config, args.insecure, queries.handle()));
+    let served = gameplay.block_on(serve(config, args.insecure, args.json, queries.handle()));
     queries.shutdown_background();
     served.map_err(|error| {
         if error.is::<DataFolderError>() || error.is::<FormError>() || error.is::<ConfigError>() {
@@ -92,8 +92,19 @@ async fn bind(front: &str, addr: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(addr).await.with_context(|| format!("cannot serve {front} on {addr}"))
 }
 
+/// Says on standard output what the node does now, and where: supervisors and scripts wait for it.
+fn announce(state: &str, config: &Config, json: bool) {
+    let Config { grpc, pg, http, .. } = config;
+    if json {
+        let (grpc, pg, http) = (grpc.to_string(), pg.to_string(), http.to_string());
+        println!("{}", serde_json::json!({"state": state, "grpc": grpc, "pg": pg, "http": http}));
+    } else {
+        println!("galoo {state} grpc={grpc} pg={pg} http={http}");
+    }
+}
+
 /// Serves until a signal. SQL runs on threads of its own (`queries`), so that no query holds up a write.
-async fn serve(mut config: Config, insecure: bool, queries: &Handle) -> anyhow::Result<()> {
+async fn serve(mut config: Config, insecure: bool, json: bool, queries: &Handle) -> anyhow::Result<()> {
     // Ports first: a node that cannot be reached must not open its data.
     let grpc_listener = bind("gRPC", config.grpc).await?;
     let pg_listener = bind("the Postgres protocol", config.pg).await?;
@@ -124,7 +135,7 @@ async fn serve(mut config: Config, insecure: bool, queries: &Handle) -> anyhow::
     fronts.spawn(async move { Ok(http::serve(http_listener, metrics, http_stopped).await?) });
     let started = async {
         if door.begun().is_none() {
-            println!("galoo waiting grpc={} pg={} http={}", config.grpc, config.pg, config.http);
+            announce("waiting", &config, json);
         }
         let identity = door.formed().await;
         let found = door.find_peers().await?;
@@ -152,7 +163,7 @@ async fn serve(mut config: Config, insecure: bool, queries: &Handle) -> anyhow::
                 fronts.spawn_on(async move { Ok(galoo_pg::serve(pg_listener, sql, pg_stopped, limits).await?) }, queries);
                 compaction = Some(tokio::spawn(compactor::run(node, stopped)));
                 door.serve();
-                println!("galoo ready grpc={} pg={} http={}", config.grpc, config.pg, config.http);
+                announce("ready", &config, json);
                 tokio::select! {
                     signal = &mut signal => info!("{signal}: stopping"),
                     ended = fronts.join_next() => failed = front_ended(ended),

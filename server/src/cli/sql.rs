@@ -4,7 +4,7 @@
 //! Statements run one after the other. A command and a script end at the first that fails, as `psql -v ON_ERROR_STOP=1`
 //! does.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, net::SocketAddr};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -32,10 +32,13 @@ pub(super) struct SqlArgs {
 
 pub(super) async fn run(args: SqlArgs) -> Result<(), Failure> {
     let status = args.connection.connect().await?.status().await?;
-    let address: std::net::SocketAddr =
+    let address: SocketAddr =
         status.pg_addr.parse().with_context(|| format!("the node's Postgres address {:?}", status.pg_addr))?;
     let mut config = tokio_postgres::Config::new();
-    config.host(address.ip().to_string()).port(address.port()).dbname(&args.game).user("galoo");
+    for host in hosts(address, &args.connection.addr) {
+        config.host(host);
+    }
+    config.port(address.port()).dbname(&args.game).user("galoo");
     let (client, connection) = config.connect(NoTls).await.map_err(failure)?;
     tokio::spawn(connection);
     let session = Session { client, json: args.connection.json };
@@ -44,6 +47,16 @@ pub(super) async fn run(args: SqlArgs) -> Result<(), Failure> {
         None if std::io::stdin().is_terminal() => session.interactive(&args.game).await,
         None => session.script().await,
     }
+}
+
+/// Where a node that serves the Postgres protocol on this address is found: a node that serves all of its addresses, on
+/// one of those that it was asked at.
+fn hosts(pg: SocketAddr, asked: &str) -> Vec<String> {
+    if !pg.ip().is_unspecified() {
+        return vec![pg.ip().to_string()];
+    }
+    let host = |addr: &str| addr.rsplit_once(':').map_or(addr, |(host, _)| host).trim_matches(['[', ']']).to_owned();
+    asked.split(',').map(|addr| host(addr.trim())).collect()
 }
 
 fn failure(error: tokio_postgres::Error) -> Failure {
@@ -244,6 +257,14 @@ mod tests {
         let cut = statements("select 'é;';\nselect \";\" -- ;\n; /* ; */ show x");
         assert_eq!(cut, ["select 'é;'", "\nselect \";\" -- ;\n", " /* ; */ show x"]);
         assert_eq!(statements("select 1; select 'open"), ["select 1; select 'open"]);
+    }
+
+    #[test]
+    fn a_node_on_all_addresses_is_asked_where_it_was_found() {
+        let at = |pg: &str, asked: &str| hosts(pg.parse().expect("an address"), asked);
+        assert_eq!(at("10.0.0.7:5433", "lobby:7400"), ["10.0.0.7"]);
+        assert_eq!(at("0.0.0.0:5433", "lobby:7400, 10.0.0.7:7400"), ["lobby", "10.0.0.7"]);
+        assert_eq!(at("[::]:5433", "[fd00::7]:7400"), ["fd00::7"]);
     }
 
     #[test]

@@ -89,16 +89,23 @@ pub async fn serve(
     Ok(())
 }
 
-/// What tonic says of a request that does not decode, as it stands in a header.
-const UNDECODABLE: &[u8] = b"failed%20to%20decode%20Protobuf%20message";
+/// What tonic says of a request that does not decode, and of one over [`GRPC_MESSAGE_BYTES_MAX`], as it stands in a header.
+const UNDECODABLE: &str = "failed%20to%20decode%20Protobuf%20message";
+const TOO_LARGE: &str = "Error,%20decoded%20message%20length%20too%20large:";
 
 /// A request that does not decode (a text that is not UTF-8) is `INVALID_ARGUMENT`: tonic calls it `INTERNAL`, which
-/// clients try again.
+/// clients try again. One that is too large is so too, and is called what it is.
 fn blames_caller(mut response: http::Response<Body>) -> http::Response<Body> {
     let headers = response.headers_mut();
-    let message = headers.get(Status::GRPC_MESSAGE).map(HeaderValue::as_bytes);
-    if message.is_some_and(|message| message.starts_with(UNDECODABLE)) {
+    let Some(said) = headers.get(Status::GRPC_MESSAGE).and_then(|message| message.to_str().ok()) else {
+        return response;
+    };
+    let named = said.strip_prefix(TOO_LARGE).map(|sizes| format!("request%20is%20too%20large:{sizes}"));
+    if said.starts_with(UNDECODABLE) || named.is_some() {
         headers.insert(Status::GRPC_STATUS, HeaderValue::from(Code::InvalidArgument as i32));
+    }
+    if let Some(named) = named.and_then(|named| HeaderValue::try_from(named).ok()) {
+        headers.insert(Status::GRPC_MESSAGE, named);
     }
     response
 }

@@ -97,7 +97,9 @@ pub(super) async fn all(sql: &mut Sql, tell: &mut Tell) -> Result<(), Failure> {
     tell.table("last_events", &format!("last ten events of {player}"), &["time", "type", "properties"], last)?;
     let state = format!("SELECT family, qualifier, value FROM state WHERE player_id = '{quoted}' ORDER BY 1, 2");
     let state = sql.rows(&state).await?;
-    if !state.is_empty() {
+    if state.is_empty() {
+        tell.fact("state", json!([]), &format!("state of {player}: none, events alone were loaded\n"))?;
+    } else {
         tell.table("state", &format!("state of {player}"), &["family", "qualifier", "value"], state)?;
     }
     let hours = format!("SELECT bucket, sum(events) FROM {ROLLUP} GROUP BY 1 ORDER BY 1 DESC LIMIT 24");

@@ -92,8 +92,13 @@ impl Tell {
         if let Some(object) = &self.object {
             output::line(Value::from(object.clone()))?;
         }
-        let failed: Vec<_> = self.proofs.iter().filter(|(_, holds)| !holds).map(|(name, _)| *name).collect();
+        let failed = self.failed();
         if failed.is_empty() { Ok(()) } else { Err(anyhow::anyhow!("not proved: {}", failed.join(", ")).into()) }
+    }
+
+    /// The proofs that failed.
+    pub(super) fn failed(&self) -> Vec<&'static str> {
+        self.proofs.iter().filter(|(_, holds)| !holds).map(|(name, _)| *name).collect()
     }
 }
 
