@@ -18,9 +18,9 @@ use futures::{Stream, TryStreamExt};
 use galoo_proto::{
     Hlc,
     admin::{self, admin_client::AdminClient},
-    command::{BatchId, Mutated, Rejection},
+    command::{Mutated, Rejection},
     data::{self, call, call_answer, data_client::DataClient, mutate_response},
-    value::{Cell, Mutation, Precondition, StoredEvent},
+    value::{Cell, StoredEvent},
 };
 use tonic::{Code, Response, Status, transport::Channel};
 
@@ -241,25 +241,12 @@ impl Client {
         self.at(to, repeat, once).await
     }
 
-    /// Changes one player's state atomically; the inner error says why nothing was changed.
+    /// Changes one player's state atomically, and stores the events with it; the inner error says why nothing was changed.
     ///
     /// Without a producer it is repeated only when it was surely not done.
-    pub async fn mutate(
-        &self,
-        game: &str,
-        player_id: &str,
-        preconditions: Vec<Precondition>,
-        mutations: Vec<Mutation>,
-        producer: Option<BatchId>,
-    ) -> Result<Result<Mutated, Rejection>> {
-        let repeat = if producer.is_some() { Repeat::Always } else { Repeat::IfNotDone };
-        let request = data::MutateRequest {
-            game: game.to_owned(),
-            producer,
-            player_id: player_id.to_owned(),
-            preconditions,
-            mutations,
-        };
+    pub async fn mutate(&self, request: data::MutateRequest) -> Result<Result<Mutated, Rejection>> {
+        let repeat = if request.producer.is_some() { Repeat::Always } else { Repeat::IfNotDone };
+        let to = To::LeaderOf { game: &request.game, player: &request.player_id };
         let request = &request;
         let once = |addr: String| async move {
             match self.call(&addr, call::Request::Mutate(request.clone())).await? {
@@ -267,21 +254,16 @@ impl Client {
                 _ => Err(Error::Malformed("another answer than to a change")),
             }
         };
-        match self.at(To::LeaderOf { game, player: player_id }, repeat, once).await? {
+        match self.at(to, repeat, once).await? {
             Some(mutate_response::Result::Mutated(mutated)) => Ok(Ok(mutated)),
             Some(mutate_response::Result::Rejected(rejection)) => Ok(Err(rejection)),
             None => Err(Error::Malformed("a mutation without a result")),
         }
     }
 
-    /// Reads a player's cells; empty `family` or `qualifier` stand for all.
-    pub async fn get(&self, game: &str, player_id: &str, family: &str, qualifier: &str) -> Result<Vec<Cell>> {
-        let request = data::GetRequest {
-            game: game.to_owned(),
-            player_id: player_id.to_owned(),
-            family: family.to_owned(),
-            qualifier: qualifier.to_owned(),
-        };
+    /// Reads the selected cells of a player, linearizable.
+    pub async fn get(&self, request: data::GetRequest) -> Result<Vec<Cell>> {
+        let to = To::LeaderOf { game: &request.game, player: &request.player_id };
         let request = &request;
         let once = |addr: String| async move {
             match self.call(&addr, call::Request::Get(request.clone())).await? {
@@ -289,7 +271,13 @@ impl Client {
                 _ => Err(Error::Malformed("another answer than to a read")),
             }
         };
-        self.at(To::LeaderOf { game, player: player_id }, Repeat::Always, once).await
+        self.at(to, Repeat::Always, once).await
+    }
+
+    /// Reads the same of many players, in their order; linearizable for each of them.
+    pub async fn get_many(&self, request: data::GetManyRequest) -> Result<Vec<data::PlayerCells>> {
+        let ask = |mut data: DataClient<Channel>, request| async move { data.get_many(request).await };
+        Ok(self.ask(To::Anyone, Repeat::Always, &request, ask).await?.players)
     }
 
     /// One player's events in order of time.

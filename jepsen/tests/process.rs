@@ -18,7 +18,8 @@ use galoo_jepsen::{
     process::{self, Cluster, Replica},
 };
 use galoo_proto::{
-    data::{AppendRequest, ScanGameRequest},
+    command::BatchId,
+    data::{AppendRequest, GetRequest, MutateRequest, ScanGameRequest},
     value::{Event, Mutation, mutation::Change, value::Kind},
 };
 use galoo_workload::Rng;
@@ -215,7 +216,7 @@ impl Actor {
             let place = usize::try_from(self.rng.below(counters as u64)).expect("small");
             let client = self.client().await;
             let begun = lock(&self.shared.counters[place]).increment();
-            match client.mutate(GAME, &counter(place), vec![], vec![increment()], None).await {
+            match client.mutate(increment(place, None)).await {
                 Ok(mutated) => {
                     let value = int(mutated.expect("an increment fits").values.first());
                     lock(&self.shared.counters[place]).incremented(begun, value);
@@ -238,7 +239,7 @@ impl Actor {
             loop {
                 let client = self.client().await;
                 let stamp = Some(producer.stamp(number, number));
-                match client.mutate(GAME, &counter(place), vec![], vec![increment()], stamp).await {
+                match client.mutate(increment(place, stamp)).await {
                     Ok(mutated) => {
                         let value = int(mutated.expect("an increment fits").values.first());
                         lock(&self.shared.counters[place]).incremented(begun, value);
@@ -257,7 +258,7 @@ impl Actor {
             let place = usize::try_from(self.rng.below(self.shared.counters.len() as u64)).expect("small");
             let client = self.client().await;
             let begun = lock(&self.shared.counters[place]).read();
-            match client.get(GAME, &counter(place), "stats", "count").await {
+            match client.get(count_of(place)).await {
                 Ok(cells) => {
                     let value = cells.first().map_or(0, |cell| int(cell.value.as_ref()));
                     lock(&self.shared.counters[place]).was_read(begun, value);
@@ -277,8 +278,16 @@ fn counter(place: usize) -> String {
     format!("counter{place}")
 }
 
-fn increment() -> Mutation {
-    Mutation { family: "stats".to_owned(), qualifier: "count".to_owned(), change: Some(Change::Increment(1)) }
+fn increment(place: usize, producer: Option<BatchId>) -> MutateRequest {
+    let (family, qualifier) = ("stats".to_owned(), "count".to_owned());
+    let one = Mutation { family, qualifier, change: Some(Change::Increment(1)), ..Default::default() };
+    let (game, player_id) = (GAME.to_owned(), counter(place));
+    MutateRequest { game, producer, player_id, mutations: vec![one], ..Default::default() }
+}
+
+fn count_of(place: usize) -> GetRequest {
+    let (family, qualifier) = ("stats".to_owned(), "count".to_owned());
+    GetRequest { game: GAME.to_owned(), player_id: counter(place), family, qualifier, ..Default::default() }
 }
 
 fn int(value: Option<&galoo_proto::value::Value>) -> u64 {
@@ -454,7 +463,7 @@ async fn nothing_acknowledged_is_lost_or_doubled_whoever_is_killed() {
     assert_eq!(last.values().sum::<u64>(), events.len() as u64);
     let (mut counted, mut unknown) = (0, 0);
     for (place, counter_of) in shared.counters.iter().enumerate() {
-        let cells = client.get(GAME, &counter(place), "stats", "count").await.expect("reads");
+        let cells = client.get(count_of(place)).await.expect("reads");
         let value = cells.first().map_or(0, |cell| int(cell.value.as_ref()));
         let history = lock(counter_of).clone();
         assert_eq!(history.check(value), Ok(()), "counter {place}");

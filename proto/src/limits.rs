@@ -30,6 +30,10 @@ pub const QUALIFIER_BYTES_MAX: usize = 1 << 10;
 pub const CELL_BYTES_MAX: usize = 1 << 20;
 /// A player's state has at most this many cells.
 pub const ROW_CELLS_MAX: u64 = 100_000;
+/// One call reads at most this many players.
+pub const PLAYERS_READ_MAX: usize = 1_000;
+/// A read of many players answers at most this many bytes of cells.
+pub const CELLS_READ_BYTES_MAX: usize = 4 << 20;
 /// One mutation of a player changes at most this many cells and has at most this many preconditions.
 pub const MUTATIONS_MAX: usize = 1_000;
 /// A game's name has 1 to this many bytes.

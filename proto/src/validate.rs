@@ -3,7 +3,11 @@
 //! Every refusal names the field, the value and the limit. What passes here is trusted further in: the state machine
 //! checks these limits no more.
 
-use crate::{limits::*, value};
+use crate::{
+    data::{GetManyRequest, GetRequest, MutateRequest},
+    limits::*,
+    value,
+};
 
 /// A field of a request that is outside its limits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +59,22 @@ pub enum Invalid {
         value: String,
         /// What it must be.
         pattern: &'static str,
+    },
+    /// Fields exclude each other.
+    #[error("{fields} are given; only one of them may be")]
+    Together {
+        /// Their names.
+        fields: &'static str,
+    },
+    /// A bound is on the wrong side of another.
+    #[error("{field} is {low} to {high}: it is empty")]
+    Bounds {
+        /// The field's name.
+        field: &'static str,
+        /// The lower bound.
+        low: i64,
+        /// The upper bound.
+        high: i64,
     },
     /// A required field is missing.
     #[error("{field} is missing")]
@@ -154,32 +174,106 @@ pub fn cell_value(value: &value::Value) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Checks the shape of a player's mutation.
-pub fn mutation(
-    player: &str,
-    preconditions: &[value::Precondition],
-    mutations: &[value::Mutation],
-) -> Result<(), Invalid> {
-    player_id(player)?;
+/// Checks the shape of a player's change; its events are checked like a batch's.
+pub fn change(request: &MutateRequest) -> Result<(), Invalid> {
+    player_id(&request.player_id)?;
     let count = |field, count, min| {
         let fits = (min..=MUTATIONS_MAX).contains(&count);
         if fits { Ok(()) } else { Err(Invalid::Count { field, count, min, max: MUTATIONS_MAX }) }
     };
-    count("mutations", mutations.len(), 1)?;
-    count("preconditions", preconditions.len(), 0)?;
-    for condition in preconditions {
+    count("mutations", request.mutations.len(), usize::from(request.events.is_empty()))?;
+    count("preconditions", request.preconditions.len(), 0)?;
+    request.preconditions.iter().try_for_each(precondition)?;
+    request.mutations.iter().try_for_each(mutation)?;
+    match request.events.iter().find(|event| event.player_id != request.player_id) {
+        Some(other) => Err(Invalid::Pattern {
+            field: "events.player_id",
+            value: other.player_id.clone(),
+            pattern: "the player_id of the request",
+        }),
+        None => Ok(()),
+    }
+}
+
+fn precondition(condition: &value::Precondition) -> Result<(), Invalid> {
+    use value::precondition::Test;
+    let is_of_row = condition.family.is_empty() && condition.qualifier.is_empty();
+    if !is_of_row || matches!(condition.test, Some(Test::Equals(_) | Test::Within(_))) {
         cell(&condition.family, &condition.qualifier)?;
-        condition.equals.as_ref().map_or(Ok(()), cell_value)?;
     }
-    for mutation in mutations {
-        cell(&mutation.family, &mutation.qualifier)?;
-        match &mutation.change {
-            None => return Err(Invalid::Missing { field: "mutations.change" }),
-            Some(value::mutation::Change::Put(value)) => cell_value(value)?,
-            Some(value::mutation::Change::Delete(_) | value::mutation::Change::Increment(_)) => {}
+    match &condition.test {
+        None => Err(Invalid::Missing { field: "preconditions.test" }),
+        Some(Test::Equals(value)) => cell_value(value),
+        Some(Test::Within(range)) => bounds("preconditions.within", range.min, range.max),
+        Some(Test::Absent(_) | Test::Exists(_) | Test::Version(_)) => Ok(()),
+    }
+}
+
+fn bounds(field: &'static str, low: Option<i64>, high: Option<i64>) -> Result<(), Invalid> {
+    match (low, high) {
+        (Some(low), Some(high)) if low > high => Err(Invalid::Bounds { field, low, high }),
+        _ => Ok(()),
+    }
+}
+
+fn mutation(mutation: &value::Mutation) -> Result<(), Invalid> {
+    use value::mutation::Change;
+    let unnamed = |field, value: &str| match value.is_empty() {
+        true => Ok(()),
+        false => Err(Invalid::Pattern { field, value: value.to_owned(), pattern: "nothing, with what is deleted" }),
+    };
+    match &mutation.change {
+        Some(Change::DeleteRow(_)) => {
+            unnamed("mutations.family", &mutation.family)?;
+            unnamed("mutations.qualifier", &mutation.qualifier)?;
         }
+        Some(Change::DeleteFamily(_)) => {
+            text("family", &mutation.family, FAMILY_BYTES_MAX)?;
+            unnamed("mutations.qualifier", &mutation.qualifier)?;
+        }
+        _ => cell(&mutation.family, &mutation.qualifier)?,
     }
-    Ok(())
+    match &mutation.change {
+        None => Err(Invalid::Missing { field: "mutations.change" }),
+        Some(Change::Put(value) | Change::SetAdd(value) | Change::SetRemove(value)) => cell_value(value),
+        Some(Change::Append(append)) => match &append.value {
+            Some(value) => cell_value(value),
+            None => Err(Invalid::Missing { field: "mutations.append.value" }),
+        },
+        Some(Change::Increment(_)) => bounds("mutations.floor to ceiling", mutation.floor, mutation.ceiling),
+        Some(Change::Delete(_) | Change::DeleteFamily(_) | Change::DeleteRow(_)) => Ok(()),
+    }
+}
+
+/// Checks a read of one player.
+pub fn get(request: &GetRequest) -> Result<(), Invalid> {
+    player_id(&request.player_id)?;
+    selection(request)
+}
+
+/// Checks a read of many players, and returns what is read of each.
+pub fn get_many(request: &GetManyRequest) -> Result<&GetRequest, Invalid> {
+    let count = request.player_ids.len();
+    if !(1..=PLAYERS_READ_MAX).contains(&count) {
+        return Err(Invalid::Count { field: "player_ids", count, min: 1, max: PLAYERS_READ_MAX });
+    }
+    request.player_ids.iter().try_for_each(|player| player_id(player))?;
+    let of_each = request.of_each.as_ref().ok_or(Invalid::Missing { field: "of_each" })?;
+    if !of_each.player_id.is_empty() {
+        return Err(Invalid::Together { fields: "of_each.player_id and player_ids" });
+    }
+    selection(of_each).map(|()| of_each)
+}
+
+/// Checks which cells a read asks for.
+fn selection(request: &GetRequest) -> Result<(), Invalid> {
+    let given = [!request.qualifier.is_empty(), !request.qualifier_prefix.is_empty(), request.qualifiers.is_some()];
+    match given.iter().filter(|given| **given).count() {
+        0 => Ok(()),
+        1 if request.family.is_empty() => Err(Invalid::Missing { field: "family" }),
+        1 => Ok(()),
+        _ => Err(Invalid::Together { fields: "several of qualifier, qualifier_prefix and qualifiers" }),
+    }
 }
 
 #[cfg(test)]
@@ -215,6 +309,56 @@ mod tests {
         wrong.event_time_ms = -5;
         let message = event(&wrong).expect_err("out of range").to_string();
         assert!(message.contains("event_time_ms is -5") && message.contains("7258118400000"), "{message}");
+    }
+
+    #[test]
+    fn changes_name_what_they_change_and_no_more() {
+        use value::{IntRange, Mutation, Null, Precondition, Value, mutation::Change, precondition::Test, value::Kind};
+        let int = Value { kind: Some(Kind::Int(1)) };
+        let null = i32::from(Null::Null);
+        let one = |family: &str, qualifier: &str, change| Mutation {
+            family: family.to_owned(),
+            qualifier: qualifier.to_owned(),
+            change: Some(change),
+            ..Mutation::default()
+        };
+        let of =
+            |mutation| MutateRequest { player_id: "p".into(), mutations: vec![mutation], ..MutateRequest::default() };
+        let put = || of(one("s", "x", Change::Put(int.clone())));
+        for valid in [
+            put(),
+            of(one("", "", Change::DeleteRow(null))),
+            of(one("s", "", Change::DeleteFamily(null))),
+            MutateRequest { mutations: vec![], events: vec![sample()], ..put() },
+        ] {
+            assert_eq!(change(&valid), Ok(()), "{valid:?}");
+        }
+        let test = |family: &str, test| {
+            let qualifier = family.to_owned();
+            let condition = Precondition { family: family.to_owned(), qualifier, test };
+            MutateRequest { preconditions: vec![condition], ..put() }
+        };
+        assert_eq!(change(&test("", Some(Test::Version(3)))), Ok(()));
+        let range = |min, max| Some(Test::Within(IntRange { min: Some(min), max: Some(max) }));
+        assert_eq!(change(&test("s", range(3, 3))), Ok(()));
+        let bounded = Mutation { floor: Some(1), ceiling: Some(0), ..one("s", "x", Change::Increment(1)) };
+        let other = value::Event { player_id: "q".into(), ..sample() };
+        for invalid in [
+            of(one("s", "", Change::Put(int.clone()))),
+            of(one("s", "x", Change::DeleteFamily(null))),
+            of(one("s", "", Change::DeleteRow(null))),
+            of(Mutation { change: None, ..one("s", "x", Change::Delete(null)) }),
+            of(one("s", "x", Change::Append(value::ListAppend::default()))),
+            of(bounded),
+            MutateRequest { mutations: vec![], ..put() },
+            MutateRequest { events: vec![other], ..put() },
+            test("", Some(Test::Equals(int.clone()))),
+            test("", range(0, 1)),
+            test("s", range(1, 0)),
+            test("s", None),
+        ] {
+            assert!(change(&invalid).is_err(), "{invalid:?}");
+        }
     }
 
     #[test]

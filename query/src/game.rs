@@ -131,7 +131,7 @@ mod tests {
         }
         let mut batch = WriteBatch::default();
         batch.put(Family::Cells, key::row(KEYSPACE, "broken"), Vec::new());
-        batch.put(Family::Cells, key::cell(KEYSPACE, "broken", "s", "gold", galoo_proto::Hlc(1)), vec![0xff]);
+        batch.put(Family::Cells, key::cell(KEYSPACE, "broken", "s", "gold"), vec![0xff]);
         world.engine.write(batch).expect("writes");
         let all: Result<Vec<_>, _> = world.view().state_rows(None).collect();
         assert!(all.is_err(), "the row can be read");

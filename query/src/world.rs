@@ -99,6 +99,7 @@ impl World {
             family: (*family).to_owned(),
             qualifier: (*qualifier).to_owned(),
             change: Some(Change::Put(Value { kind: Some(Kind::Int(*value)) })),
+            ..Default::default()
         });
         self.apply(Body::Mutate(MutatePlayer {
             range: Some(TokenRange::FULL.into()),
@@ -106,6 +107,7 @@ impl World {
             player_id: player.to_owned(),
             preconditions: Vec::new(),
             mutations: mutations.collect(),
+            ..Default::default()
         }));
     }
 

@@ -177,6 +177,14 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
             }
         }
     }
+    if node.leads(shard)
+        && let Some(to) = compaction::gc_time(&node.config().compaction, view.state(), Hlc::from_millis(unix_ms()))
+    {
+        match node.move_gc_time(shard, to).await {
+            Ok(()) | Err(NodeError::Unavailable { .. }) => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
     done.covered = keep_rollups(node, shard, keyspace, &view).await?;
     Ok(done)
 }

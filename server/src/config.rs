@@ -70,6 +70,7 @@ struct StorageFile {
     segment_bytes_min: Option<u64>,
     segment_age_ms: Option<u64>,
     segment_bytes_max: Option<u64>,
+    history_ms: Option<u64>,
     log_bytes: Option<u64>,
     disk_reserve_bytes: Option<u64>,
 }
@@ -288,6 +289,7 @@ impl Config {
                     256 * MIB,
                 )?,
                 backlog_bytes_max: policy.backlog_bytes_max,
+                history_ms: within("storage.history_ms", storage.history_ms, policy.history_ms, 0, 1 << 40)?,
             },
             disk_reserve_bytes: within("storage.disk_reserve_bytes", storage.disk_reserve_bytes, GIB, 0, 1_024 * GIB)?,
             log_bytes: within("storage.log_bytes", storage.log_bytes, 256 * MIB, MIB, 1_024 * GIB)?,

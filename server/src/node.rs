@@ -42,7 +42,7 @@ use galoo_storage::{chunk::index::ChunkIndexes, compaction, engine::Engine, segm
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
-pub use self::append::PartResult;
+pub use self::{append::PartResult, reads::check_answer};
 use crate::{
     config::Config,
     data_folder::Identity,

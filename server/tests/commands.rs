@@ -133,3 +133,60 @@ fn a_server_says_in_json_where_it_serves() {
         Ok(())
     });
 }
+
+/// Runs a command that must succeed and returns what it prints.
+fn printed(server: &Server, arguments: &[&str]) -> String {
+    let output = galoo(server, arguments).output().expect("runs");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[test]
+fn state_is_changed_under_conditions_and_read_as_it_was() {
+    let folder = tempfile::tempdir().expect("folder");
+    let server = served(&folder);
+    let put = |rest: &[&str]| printed(&server, &[&["put", "--game", "g", "bob"], rest].concat()).trim().to_owned();
+    let refused = |rest: &[&str], words: &str| {
+        let output = galoo(&server, &[&["put", "--game", "g", "bob"], rest].concat()).output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(3) && said.contains(words), "{rest:?}: {said}");
+    };
+    let cells = |rest: &[&str]| {
+        let arguments = [&["get", "--game", "g", "bob", "--json"], rest].concat();
+        let read = |line: &str| {
+            let cell: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            format!("{}:{}={}", cell["family"].as_str().unwrap(), cell["qualifier"].as_str().unwrap(), cell["value"])
+        };
+        printed(&server, &arguments).lines().map(read).collect::<Vec<_>>()
+    };
+    assert_eq!(put(&["bag:gold", "--increment", "5", "--floor", "0", "--if-absent"]), "5");
+    refused(&["bag:gold", "--increment", "-6", "--floor", "0"], "bag:gold is 5; adding -6 goes below the floor 0");
+    refused(&["bag:gold", "7", "--if-absent"], "bag:gold is there");
+    refused(&["bag:gold", "7", "--if-equals", "4"], "bag:gold is not as expected");
+    let taken = put(&["quests:open", "--append", "\"wolf\"", "--event", "quest", "--properties", "{\"level\":3}"]);
+    assert_eq!(taken, r#"["wolf"]"#);
+    put(&["quests:open", "--append", "\"bear\""]);
+    assert_eq!(put(&["quests:open", "--append", "\"dragon\"", "--keep", "2"]), r#"["bear","dragon"]"#);
+    put(&["badges:all", "--add", "1"]);
+    assert_eq!(put(&["badges:all", "--add", "1"]), "[1]");
+    let before: serde_json::Value =
+        serde_json::from_str(&put(&["badges:all", "--remove", "1", "--json"])).expect("JSON");
+    assert_eq!(before["value"], serde_json::json!([]));
+    let version = before["version"].as_u64().expect("a version");
+    put(&["bag:bow", "1", "--if-absent"]);
+    put(&["bag", "--delete"]);
+    refused(&["badges:all", "--delete", "--if-version", "1"], "badges:all has version");
+    put(&["badges:all", "--delete", "--if-version", &version.to_string()]);
+    let open = r#"quests:open=["bear","dragon"]"#;
+    assert_eq!(cells(&[]), [open]);
+    let then = (version >> 16).to_string();
+    assert_eq!(cells(&["--as-of", &then]), ["badges:all=[]", "bag:gold=5", open]);
+    assert_eq!(cells(&["bag", "--prefix", "go", "--as-of", &then]), ["bag:gold=5"]);
+    assert_eq!(cells(&["bag", "--from", "a", "--to", "gold", "--as-of", &then]), [""; 0]);
+    put(&["--delete", "--if-exists"]);
+    assert_eq!(cells(&[]), [""; 0]);
+    refused(&["--delete", "--if-exists"], "the row is not there");
+    let quest = printed(&server, &["scan", "--game", "g", "--player", "bob"]);
+    assert!(quest.contains("quest  {\"level\":3}") && quest.lines().count() == 1, "{quest}");
+    assert!(server.stop().success());
+}

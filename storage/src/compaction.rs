@@ -34,6 +34,8 @@ pub struct Policy {
     pub segment_bytes_max: u64,
     /// Building segments gives way to everything else until sealed chunks of so many bytes wait for it.
     pub backlog_bytes_max: u64,
+    /// State can be read as it was for so long.
+    pub history_ms: u64,
 }
 
 impl Default for Policy {
@@ -45,6 +47,7 @@ impl Default for Policy {
             segment_age_ms: 600_000,
             segment_bytes_max: 32 << 20,
             backlog_bytes_max: 256 << 20,
+            history_ms: 600_000,
         }
     }
 }
@@ -92,6 +95,20 @@ pub fn choose(policy: &Policy, open: &record::Chunk, chunks: &[record::Chunk], n
         }
     }
     choices
+}
+
+/// The shortest step of a garbage collection time: each is a command of its own.
+const GC_STEP_MS_MIN: u64 = 1_000;
+
+/// Returns where to move a shard's garbage collection time (on the leader), if it is to be moved.
+///
+/// It follows `now` at the distance of the history that is kept, in steps of an eighth of it. A shard whose state nobody
+/// changes is left alone once its history is over.
+pub fn gc_time(policy: &Policy, state: &record::ShardState, now: Hlc) -> Option<Hlc> {
+    let to_ms = now.millis().checked_sub(policy.history_ms)?;
+    let step_ms = (policy.history_ms / 8).max(GC_STEP_MS_MIN);
+    let is_due = to_ms >= Hlc(state.gc_hlc).millis() + step_ms;
+    (is_due && state.state_hlc > state.gc_hlc).then(|| Hlc::from_millis(to_ms))
 }
 
 /// Writes the file of a segment of the chunks `first..=last` of a view and returns its record. Holds them in memory.
@@ -222,6 +239,7 @@ mod tests {
             segment_age_ms: 600,
             segment_bytes_max: 150,
             backlog_bytes_max: 1_000,
+            history_ms: 0,
         };
         let open = record::Chunk {
             id: 9,
@@ -248,6 +266,22 @@ mod tests {
         assert_eq!(choices(1, 599, &[chunk(1, 1, 0)], 600), vec![build(1, 1)], "old");
         let behind = Choice::Build { first: ChunkId(1), last: ChunkId(1), gives_way: false };
         assert_eq!(choices(1, 0, &[chunk(1, 900, 0), chunk(2, 101, 0)], 1), vec![behind], "too much waits");
+    }
+
+    #[test]
+    fn garbage_collection_follows_in_steps_and_rests_where_nothing_changes() {
+        let policy = Policy { history_ms: 80_000, ..Policy::default() };
+        let next = |gc_ms, changed_ms, now_ms| {
+            let (gc_hlc, state_hlc) = (Hlc::from_millis(gc_ms).0, Hlc::from_millis(changed_ms).0);
+            let state = record::ShardState { gc_hlc, state_hlc, ..Default::default() };
+            gc_time(&policy, &state, Hlc::from_millis(now_ms)).map(Hlc::millis)
+        };
+        assert_eq!(next(0, 5_000, 79_999), None, "younger than its history");
+        assert_eq!(next(0, 5_000, 89_999), None, "less than a step");
+        assert_eq!(next(0, 5_000, 90_000), Some(10_000));
+        assert_eq!(next(10_000, 5_000, 900_000), None, "nothing changed since");
+        assert_eq!(next(10_000, 10_001, 900_000), Some(820_000));
+        assert_eq!(next(0, 0, 900_000), None, "there is no state");
     }
 
     #[test]

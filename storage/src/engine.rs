@@ -5,10 +5,13 @@
 //! [`Engine::flush`], and then together with everything written before it, in every family: the Raft log covers the
 //! rest (INV-S1: a persisted row implies every row written before it).
 
+mod gc;
 pub mod memory;
 pub mod rocks;
 
 use std::{ops::Range, sync::Arc};
+
+use galoo_proto::{Hlc, Keyspace};
 
 use crate::Result;
 
@@ -25,11 +28,13 @@ pub enum Family {
     Producers,
     /// Cells of rollups.
     Rollups,
+    /// What cells of players' state were before.
+    History,
 }
 
 impl Family {
     /// Every family; a flush names them all.
-    pub const ALL: [Self; 5] = [Self::Meta, Self::Cells, Self::Chunks, Self::Producers, Self::Rollups];
+    pub const ALL: [Self; 6] = [Self::Meta, Self::Cells, Self::Chunks, Self::Producers, Self::Rollups, Self::History];
 
     /// The family's name in the engine.
     pub fn name(self) -> &'static str {
@@ -39,6 +44,7 @@ impl Family {
             Self::Chunks => "chunks",
             Self::Producers => "producers",
             Self::Rollups => "rollups",
+            Self::History => "history",
         }
     }
 }
@@ -112,6 +118,11 @@ pub trait Reader: Send + Sync {
     /// Returns a row's value.
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>>;
 
+    /// Returns the value of each key, in order; cheaper than one by one.
+    fn get_many(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>> {
+        keys.iter().map(|key| self.get(family, key)).collect()
+    }
+
     /// Returns the rows of `[range.start, range.end)`.
     fn rows(&self, family: Family, range: Range<&[u8]>, direction: Direction) -> Result<Box<dyn Rows + '_>>;
 }
@@ -129,6 +140,11 @@ pub trait Engine: Reader {
 
     /// Rewrites a family, so that rows that were removed take no space. Long: not for a thread that serves.
     fn compact(&self, family: Family) -> Result<()>;
+
+    /// Lets rows of a keyspace's state go that cannot be read at `gc` or later ([`crate::cell::is_readable`]): they are
+    /// dropped whenever files are rewritten, for good. `gc` must be persisted as the shard's, so that no crash takes the
+    /// shard back to before it; snapshots that live keep what they see.
+    fn set_gc_time(&self, keyspace: Keyspace, gc: Hlc);
 
     /// Returns a row's value as it would be read after a crash.
     fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>>;
@@ -184,6 +200,10 @@ mod tests {
                     prop_assert_eq!(&all, &collect(right.as_ref(), &[]..&[255], direction));
                     let part = collect(left.as_ref(), &[3]..&[9], direction);
                     prop_assert_eq!(&part, &collect(right.as_ref(), &[3]..&[9], direction));
+                    let keys: Vec<_> = (0..12).rev().map(|key| vec![key]).collect();
+                    let many = left.get_many(Family::Cells, &keys).expect("get");
+                    prop_assert_eq!(&many, &right.get_many(Family::Cells, &keys).expect("get"));
+                    prop_assert_eq!(many.iter().flatten().count(), all.len());
                     for (key, value) in all {
                         prop_assert_eq!(left.get(Family::Cells, &key).expect("get"), Some(value));
                     }

@@ -57,6 +57,16 @@ pub enum Error {
         /// The newest known version.
         known: u32,
     },
+    /// A record is of a format that this version reads no more.
+    #[error("{what} has format version {found}; this version reads {known} and later: import the data anew")]
+    OlderFormat {
+        /// What was read.
+        what: &'static str,
+        /// Its version.
+        found: u32,
+        /// The oldest version that is read.
+        known: u32,
+    },
     /// The data folder is of another kind or in use.
     #[error("data folder {path}: {reason}", path = path.display())]
     DataFolder {
@@ -71,6 +81,14 @@ pub enum Error {
     /// A rollup's sum does not fit its column.
     #[error("rollup: {0}")]
     SumTooLarge(#[from] crate::rollup::accumulator::SumTooLarge),
+    /// The state as it was at a time is not kept any more.
+    #[error("as_of is {as_of}; the state is kept from {oldest} on")]
+    HistoryGone {
+        /// The time that was asked for.
+        as_of: galoo_proto::Hlc,
+        /// The earliest that can be read.
+        oldest: galoo_proto::Hlc,
+    },
     /// A cursor was not made by this store.
     #[error("cursor does not belong to this scan")]
     Cursor,

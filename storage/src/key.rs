@@ -8,8 +8,9 @@
 //!             ... | 0x04 property name                                -> kinds u8
 //!             ... | 0x05 family text, qualifier text                  -> kinds u8
 //!             ... | 0x06 rollup u64                                   -> Rollup (definition)
-//! cells       ... | token u64, player text, 0x00                      -> Row
-//!             ... | token u64, player text, 0x01, family text, qualifier text, !version u64 -> Value
+//! cells       ... | token u64, player text, 0x00                      -> header (see `cell`)
+//!             ... | token u64, player text, 0x01, family text, qualifier text -> newest value
+//! history     ... | token u64, player text, 0x01, family text, qualifier text, !version u64 -> value that was
 //! chunks      ... | chunk u64, first seq u64                          -> run of events (see `chunk`)
 //! producers   ... | 0x01 producer text                                -> Producer
 //!             ... | 0x02 producer text, number u64                    -> BatchOutcome
@@ -61,6 +62,9 @@ fn tagged(keyspace: Keyspace, tag: u8) -> Vec<u8> {
     key
 }
 
+/// Ends a text.
+const TEXT_END: [u8; 2] = [0, 1];
+
 pub(crate) fn push_text(key: &mut Vec<u8>, text: &[u8]) {
     for &byte in text {
         key.push(byte);
@@ -68,7 +72,7 @@ pub(crate) fn push_text(key: &mut Vec<u8>, text: &[u8]) {
             key.push(0xff);
         }
     }
-    key.extend_from_slice(&[0, 1]);
+    key.extend_from_slice(&TEXT_END);
 }
 
 /// Reads an escaped text at the front of `bytes` and moves behind it.
@@ -227,6 +231,21 @@ pub fn rollup_cells(keyspace: Keyspace, rollup: RollupId) -> Range<Vec<u8>> {
 /// Bytes before a cell's place in its key.
 pub const ROLLUP_CELL_PREFIX_BYTES: usize = 17;
 
+/// Which of a player's cells are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selection<'a> {
+    /// All.
+    Row,
+    /// Those of a family.
+    Family(&'a str),
+    /// One, by family and qualifier.
+    Cell(&'a str, &'a str),
+    /// Those of a family whose qualifier begins so.
+    Prefix(&'a str, &'a str),
+    /// Those of a family whose qualifier is in `[start, end)`; an empty end is open.
+    Range(&'a str, Range<&'a str>),
+}
+
 fn player_prefix(keyspace: Keyspace, player: &str, capacity: usize) -> Vec<u8> {
     let mut key = key(keyspace, 8 + player.len() + 2 + capacity);
     key.extend_from_slice(&Token::of(player).0.to_be_bytes());
@@ -246,24 +265,60 @@ pub fn player(keyspace: Keyspace, player: &str) -> Range<Vec<u8>> {
     prefix_range(player_prefix(keyspace, player, 0))
 }
 
-/// A player's cells: all, of one family, or all versions of one cell.
-pub fn cells(keyspace: Keyspace, player: &str, family: Option<&str>, qualifier: Option<&str>) -> Range<Vec<u8>> {
+/// A player's cells that are selected.
+pub fn cells(keyspace: Keyspace, player: &str, selection: &Selection<'_>) -> Range<Vec<u8>> {
     let mut key = player_prefix(keyspace, player, 64);
     key.push(CELL);
-    if let Some(family) = family {
-        push_text(&mut key, family.as_bytes());
-        if let Some(qualifier) = qualifier {
-            push_text(&mut key, qualifier.as_bytes());
+    let family = match selection {
+        Selection::Row => return prefix_range(key),
+        Selection::Family(family)
+        | Selection::Cell(family, _)
+        | Selection::Prefix(family, _)
+        | Selection::Range(family, _) => family,
+    };
+    push_text(&mut key, family.as_bytes());
+    let qualified = |qualifier: &str| {
+        let mut key = key.clone();
+        push_text(&mut key, qualifier.as_bytes());
+        key
+    };
+    match selection {
+        Selection::Row | Selection::Family(_) => prefix_range(key),
+        Selection::Cell(_, qualifier) => prefix_range(qualified(qualifier)),
+        Selection::Prefix(_, prefix) => {
+            let mut key = qualified(prefix);
+            key.truncate(key.len() - TEXT_END.len());
+            prefix_range(key)
+        }
+        Selection::Range(_, qualifiers) => {
+            let end = if qualifiers.end.is_empty() { prefix_end(&key) } else { qualified(qualifiers.end) };
+            qualified(qualifiers.start)..end
         }
     }
-    prefix_range(key)
 }
 
-/// One version of a cell.
-pub fn cell(keyspace: Keyspace, player: &str, family: &str, qualifier: &str, version: Hlc) -> Vec<u8> {
-    let mut key = cells(keyspace, player, Some(family), Some(qualifier)).start;
+/// A cell.
+pub fn cell(keyspace: Keyspace, player: &str, family: &str, qualifier: &str) -> Vec<u8> {
+    cells(keyspace, player, &Selection::Cell(family, qualifier)).start
+}
+
+/// A value that a cell had, by the cell's key and the value's version.
+pub fn past(cell: &[u8], version: Hlc) -> Vec<u8> {
+    let mut key = Vec::with_capacity(cell.len() + 8);
+    key.extend_from_slice(cell);
     key.extend_from_slice(&(!version.0).to_be_bytes());
     key
+}
+
+/// Values that a cell had, those of this version and of earlier ones, the newest first.
+pub fn pasts(cell: &[u8], version: Hlc) -> Range<Vec<u8>> {
+    past(cell, version)..prefix_end(cell)
+}
+
+/// Returns the version in a key of [`past`].
+pub fn past_version(key: &[u8]) -> Result<Hlc> {
+    let version = key.last_chunk::<8>().ok_or_else(|| Error::row("history key", "too short"))?;
+    Ok(Hlc(!u64::from_be_bytes(*version)))
 }
 
 /// What a key of the cell family names.
@@ -274,7 +329,7 @@ pub enum CellKey {
         /// The player.
         player: String,
     },
-    /// One version of a cell.
+    /// A cell.
     Cell {
         /// The player.
         player: String,
@@ -282,8 +337,6 @@ pub enum CellKey {
         family: String,
         /// The cell's name in the family.
         qualifier: String,
-        /// The write's HLC.
-        version: Hlc,
     },
 }
 
@@ -298,8 +351,7 @@ pub fn parse_cell(key: &[u8]) -> Result<CellKey> {
         }
         let family = take_text(&mut rest)?;
         let qualifier = take_text(&mut rest)?;
-        let version = Hlc(!take_u64(&mut rest)?);
-        Some(CellKey::Cell { player, family, qualifier, version })
+        Some(CellKey::Cell { player, family, qualifier })
     }
     parse(key).ok_or_else(|| Error::row("cell key", "malformed"))
 }
@@ -421,11 +473,29 @@ mod tests {
 
         #[test]
         fn a_cell_comes_back_and_newer_versions_come_first(player in ".{1,9}", family in ".{1,9}", qualifier in ".{1,9}", a: u64, b: u64) {
-            let key = |version| cell(K, &player, &family, &qualifier, Hlc(version));
-            prop_assert_eq!(a.cmp(&b), key(b).cmp(&key(a)));
-            let parsed = parse_cell(&key(a)).expect("parses");
-            prop_assert_eq!(parsed, CellKey::Cell { player: player.clone(), family: family.clone(), qualifier: qualifier.clone(), version: Hlc(a) });
-            prop_assert!(cells(K, &player, Some(&family), None).contains(&key(a)));
+            let key = cell(K, &player, &family, &qualifier);
+            let parsed = parse_cell(&key).expect("parses");
+            prop_assert_eq!(parsed, CellKey::Cell { player: player.clone(), family: family.clone(), qualifier: qualifier.clone() });
+            let (a, b) = (Hlc(a), Hlc(b));
+            prop_assert_eq!(a.cmp(&b), past(&key, b).cmp(&past(&key, a)));
+            prop_assert_eq!(past_version(&past(&key, a)).expect("parses"), a);
+            prop_assert_eq!(pasts(&key, a).contains(&past(&key, b)), b <= a);
+        }
+
+        #[test]
+        fn selections_hold_their_cells_and_no_others(
+            (family, other) in ("[\0\u{1}a]{1,2}", "[\0\u{1}a]{1,2}"), qualifier in "[\0-\u{2}a]{1,4}",
+            part in "[\0-\u{2}a]{0,2}", end in "[\0-\u{2}a]{0,2}",
+        ) {
+            let key = cell(K, "p", &family, &qualifier);
+            let holds = |selection| cells(K, "p", &selection).contains(&key);
+            let same = family == other;
+            prop_assert!(holds(Selection::Row) && !cells(K, "q", &Selection::Row).contains(&key));
+            prop_assert_eq!(holds(Selection::Family(&other)), same);
+            prop_assert_eq!(holds(Selection::Cell(&other, &part)), same && qualifier == part);
+            prop_assert_eq!(holds(Selection::Prefix(&other, &part)), same && qualifier.starts_with(&part));
+            let inside = part <= qualifier && (end.is_empty() || qualifier < end);
+            prop_assert_eq!(holds(Selection::Range(&other, part.as_str()..&end)), same && inside);
         }
     }
 

@@ -8,6 +8,7 @@
 //! Storage knows no Raft, no network and no SQL. `engine/rocks.rs` alone names RocksDB, `segment/blocks.rs` alone maps
 //! files into memory.
 
+pub mod cell;
 pub mod chunk;
 pub mod compaction;
 pub mod engine;

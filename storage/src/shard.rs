@@ -7,6 +7,7 @@
 //! is *rejected*, equally everywhere; anything else that goes wrong stops the shard.
 
 mod cells;
+mod change;
 mod checksum;
 mod events;
 mod producers;
@@ -39,7 +40,9 @@ use crate::{
 };
 
 /// The newest format of [`galoo_proto::command::Command`] and of the shard state that this version knows.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
+/// The oldest format of the shard state that this version reads: before it, cells had no history.
+const FORMAT_VERSION_MIN: u32 = 2;
 
 /// Producers that a shard keeps in memory; beyond it all are let go of, and read again when they are used.
 const PRODUCERS_CACHED_MAX: usize = 1_024;
@@ -131,10 +134,17 @@ impl Shard {
         self.progress.clone()
     }
 
-    /// Log index whose effect survives a crash: the log may be cut at or below it.
+    /// Log index whose effect survives a crash: the log may be cut at or below it. State that nobody can read any more
+    /// since then may go.
     pub fn persisted(&self) -> Result<u64> {
         let state = self.engine.get_persisted(Family::Meta, &key::state(self.keyspace))?;
-        Ok(decode_state(state.as_deref())?.map_or(0, |state| state.applied))
+        let Some(state) = decode_state(state.as_deref())? else { return Ok(0) };
+        let (may_go, passed) = (Hlc(state.gc_hlc), Hlc(self.state.gc_hlc));
+        assert!(may_go <= passed, "INV-S7: what may be dropped up to {may_go} can be read from {passed} on");
+        if may_go > Hlc(0) {
+            self.engine.set_gc_time(self.keyspace, may_go);
+        }
+        Ok(state.applied)
     }
 
     /// Applies the commands of the committed entry at `index` and returns their outcomes, equal on every replica.
@@ -218,6 +228,9 @@ pub(crate) fn decode_state(bytes: Option<&[u8]>) -> Result<Option<record::ShardS
     let state = record::ShardState::decode(bytes).map_err(|error| Error::row("shard state", error))?;
     if state.version > FORMAT_VERSION {
         return Err(Error::NewerFormat { what: "shard state", found: state.version, known: FORMAT_VERSION });
+    }
+    if state.version < FORMAT_VERSION_MIN {
+        return Err(Error::OlderFormat { what: "shard state", found: state.version, known: FORMAT_VERSION_MIN });
     }
     Ok(Some(state))
 }

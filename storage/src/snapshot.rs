@@ -118,6 +118,7 @@ fn number(family: Family) -> u8 {
         Family::Chunks => 2,
         Family::Producers => 3,
         Family::Rollups => 4,
+        Family::History => 5,
     }
 }
 

@@ -5,6 +5,8 @@
 
 #[path = "model/rollups.rs"]
 mod rollups;
+#[path = "model/state.rs"]
+mod state;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,12 +19,16 @@ use galoo_proto::{
         AppendEvents, BatchId, Command, DropRollup, MutatePlayer, Outcome, PropertyKinds, Seal, command::Body, outcome,
     },
     limits::PRODUCERS_MAX,
-    value::{Cell, Event, Mutation, Null, Precondition, StoredEvent, Value, mutation::Change, value::Kind},
+    value::{
+        Cell, Event, Mutation, Null, Precondition, StoredEvent, Value, mutation::Change, precondition::Test,
+        value::Kind,
+    },
 };
 use galoo_storage::{
     chunk::index::ChunkIndexes,
     compaction::{build_segment, commit_segment, known_segments},
     engine::{Direction, Engine, memory::MemoryEngine, rocks, rocks::RocksEngine},
+    key::Selection,
     properties,
     segment::SegmentFiles,
     shard::{Checksum, Shard},
@@ -259,7 +265,7 @@ fn check(world: &World, model: &Model) {
     check_reads(&view, &model.events);
     for player in 0..4u8 {
         let player = format!("p{player}");
-        let cells = view.cells(&player, None, None).expect("reads");
+        let cells = view.cells(&player, &Selection::Row, None).expect("reads");
         let found = cells.first().map(|cell| cell.value.clone().expect("value"));
         assert_eq!(found, model.counters.get(&player).map(|value| int(*value)), "{player}");
         assert!(cells.len() <= 1);
@@ -346,9 +352,10 @@ fn run(steps: &[Step], world: &mut World) -> Model {
             Step::Increment { player, by, expected } => {
                 let player_id = format!("p{player}");
                 let cell = ("counters".to_owned(), "n".to_owned());
-                let equals = expected.map(int);
-                let precondition = Precondition { family: cell.0.clone(), qualifier: cell.1.clone(), equals };
-                let mutation = Mutation { family: cell.0, qualifier: cell.1, change: Some(Change::Increment(*by)) };
+                let test = Some(expected.map_or(Test::Absent(Null::Null.into()), |value| Test::Equals(int(value))));
+                let precondition = Precondition { family: cell.0.clone(), qualifier: cell.1.clone(), test };
+                let change = Some(Change::Increment(*by));
+                let mutation = Mutation { family: cell.0, qualifier: cell.1, change, ..Mutation::default() };
                 let known = model.counters.get(&player_id).copied();
                 let mutate = MutatePlayer {
                     range: Some(TokenRange::FULL.into()),
@@ -373,7 +380,8 @@ fn run(steps: &[Step], world: &mut World) -> Model {
             }
             Step::Delete { player } => {
                 let change = Some(Change::Delete(Null::Null.into()));
-                let mutation = Mutation { family: "counters".into(), qualifier: "n".into(), change };
+                let (family, qualifier) = ("counters".into(), "n".into());
+                let mutation = Mutation { family, qualifier, change, ..Mutation::default() };
                 let player_id = format!("p{player}");
                 model.counters.remove(&player_id);
                 let range = Some(TokenRange::FULL.into());
@@ -427,7 +435,7 @@ fn content(view: &View) -> (Vec<StoredEvent>, Vec<Vec<Cell>>) {
         let whole = event.event.map(|event| Event { properties: said.unwrap_or_default(), ..event });
         StoredEvent { event: whole, ..event }
     });
-    let cells = (0..4).map(|player| view.cells(&format!("p{player}"), None, None).expect("reads"));
+    let cells = (0..4).map(|player| view.cells(&format!("p{player}"), &Selection::Row, None).expect("reads"));
     (events.collect(), cells.collect())
 }
 

@@ -64,10 +64,10 @@ fn body(step: &Step, at: u64, open: u64) -> Body {
             Body::Append(AppendEvents { range, batch, events, properties: vec![] })
         }
         Step::Increment(player) => {
-            let mutations =
-                vec![Mutation { family: "s".into(), qualifier: "gold".into(), change: Some(Change::Increment(1)) }];
+            let change = Some(Change::Increment(1));
+            let one = Mutation { family: "s".into(), qualifier: "gold".into(), change, ..Mutation::default() };
             let player_id = format!("p{player}");
-            Body::Mutate(MutatePlayer { range, batch, player_id, preconditions: vec![], mutations })
+            Body::Mutate(MutatePlayer { range, batch, player_id, mutations: vec![one], ..MutatePlayer::default() })
         }
         Step::Seal | Step::Build => Body::Seal(Seal { chunk: open }),
     }

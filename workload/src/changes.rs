@@ -40,7 +40,7 @@ impl Changes {
         let mut mutations = Vec::with_capacity(16);
         let mut change = |family: &str, qualifier: &str, change| {
             let (family, qualifier) = (family.to_owned(), qualifier.to_owned());
-            mutations.push(Mutation { family, qualifier, change: Some(change) });
+            mutations.push(Mutation { family, qualifier, change: Some(change), ..Mutation::default() });
         };
         let put = |kind| Change::Put(Value { kind: Some(kind) });
         if let Some(born) = taken.born {

@@ -140,6 +140,7 @@ impl StateTally {
                         other => panic!("an increment of {other:?}"),
                     }
                 }
+                Some(other) => panic!("the simulation does not change state by {other:?}"),
             }
         }
     }

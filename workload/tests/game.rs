@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use galoo_proto::{validate, value::Event};
+use galoo_proto::{data::MutateRequest, validate, value::Event};
 use galoo_workload::{Config, EVENT_TYPES, Simulation, StateTally, Step, Tally, ndjson};
 use prost::Message;
 use serde_json::Value;
@@ -62,7 +62,9 @@ fn every_event_is_valid_and_exactly_so_many_come() {
         }
         for step in &steps {
             if let Step::State(change) = step {
-                validate::mutation(&change.player_id, &[], &change.mutations).expect("valid");
+                let (player_id, mutations) = (change.player_id.clone(), change.mutations.clone());
+                let request = MutateRequest { player_id, mutations, ..MutateRequest::default() };
+                validate::change(&request).expect("valid");
             }
         }
     }

@@ -3,7 +3,7 @@
 use galoo_cluster::{machine, meta};
 use galoo_proto::{
     Hlc, TokenRange,
-    command::{AppendEvents, BatchId, Command, MutatePlayer, Seal, command::Body, outcome},
+    command::{AppendEvents, BatchId, Command, MoveGcTime, MutatePlayer, Seal, command::Body, outcome},
     meta::{CreateGame, MetaCommand, UpdateNode, meta_command},
     value::{Event, Mutation, mutation::Change},
 };
@@ -36,6 +36,8 @@ pub(crate) enum Operation {
     Increment { producer: u64, number: u64, acked_below: u64, player: usize },
     /// Closes a chunk of a player's shard.
     Seal { player: usize, chunk: u64 },
+    /// Gives up reading a player's shard as it was before a time.
+    MoveGcTime { player: usize, to_ms: u64 },
     /// A player's counter and events, linearizable.
     Read { player: usize },
     /// Makes a game, which others may ask for as well.
@@ -51,6 +53,7 @@ impl Operation {
             Self::Append { player, .. }
             | Self::Increment { player, .. }
             | Self::Seal { player, .. }
+            | Self::MoveGcTime { player, .. }
             | Self::Read { player } => Some(*player),
             Self::CreateGame { .. } | Self::UpdateNode { .. } => None,
         }
@@ -83,17 +86,19 @@ impl Operation {
             }
             Self::Increment { producer, number, acked_below, player: of } => {
                 let change = Some(Change::Increment(1));
-                let mutations = vec![Mutation { family: "s".to_owned(), qualifier: "n".to_owned(), change }];
+                let (family, qualifier) = ("s".to_owned(), "n".to_owned());
+                let mutations = vec![Mutation { family, qualifier, change, ..Mutation::default() }];
                 let batch = batch(producer, number, acked_below);
                 Body::Mutate(MutatePlayer {
                     range,
                     batch,
                     player_id: player(*of),
-                    preconditions: Vec::new(),
                     mutations,
+                    ..MutatePlayer::default()
                 })
             }
             Self::Seal { chunk, .. } => Body::Seal(Seal { chunk: *chunk }),
+            Self::MoveGcTime { to_ms, .. } => Body::MoveGcTime(MoveGcTime { to: Hlc::from_millis(*to_ms).0 }),
             Self::Read { .. } => return None,
             Self::CreateGame { game } => {
                 let replicas = u32::try_from(NODES).unwrap_or(u32::MAX);
@@ -194,6 +199,7 @@ impl World {
             }
             4..=6 => Operation::Increment { producer, number, acked_below: number, player },
             7 if self.chance.one_in(4) => Operation::Seal { player, chunk: self.oracle.chunks_sealed(player) + 1 },
+            7 if self.chance.one_in(4) => Operation::MoveGcTime { player, to_ms: self.now },
             8 if self.chance.one_in(4) => Operation::UpdateNode { node: 1 + self.chance.below(NODES), port: self.now },
             _ => Operation::Read { player },
         };

@@ -8,7 +8,10 @@ use galoo_consensus::{
     raft_loop::{Effects, Refused},
 };
 use galoo_proto::{Hlc, Keyspace};
-use galoo_storage::{compaction::destroy_keyspace, engine::WriteBatch};
+use galoo_storage::{
+    compaction::destroy_keyspace,
+    engine::{Family, WriteBatch},
+};
 use raft::eraftpb::Message;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -241,7 +244,7 @@ impl World {
         }
     }
 
-    /// Flushes, cuts the logs, and hands over leaderships, by chance.
+    /// Flushes, drops what nobody can read, cuts the logs, and hands over leaderships, by chance.
     fn tend(&mut self, at: usize) {
         let (flush, hand_over) = (self.chance.one_in(40), self.faults && self.chance.one_in(1_500));
         let to = 1 + self.chance.below(NODES);
@@ -252,6 +255,9 @@ impl World {
             for (group, machine) in &process.machines {
                 let persisted = machine.persisted().expect("the engine reads");
                 process.raft.cut(*group, persisted, 1).expect("the log cuts");
+            }
+            for family in [Family::Cells, Family::History] {
+                node.disk.engine.compact(family).expect("the engine in memory compacts");
             }
         }
         if hand_over && to != node.id {

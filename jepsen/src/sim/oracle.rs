@@ -101,7 +101,10 @@ impl Oracle {
             }
             Operation::Increment { player, .. } => self.players.entry(*player).or_default().sent.counter += 1,
             Operation::UpdateNode { node, port } => self.addrs.push(node_record(*node, *port)),
-            Operation::Seal { .. } | Operation::Read { .. } | Operation::CreateGame { .. } => {}
+            Operation::Seal { .. }
+            | Operation::MoveGcTime { .. }
+            | Operation::Read { .. }
+            | Operation::CreateGame { .. } => {}
         }
     }
 
@@ -144,6 +147,7 @@ impl Oracle {
             (Operation::Seal { player, .. }, Some(outcome::Result::Sealed(sealed))) => {
                 *self.chunks.entry(place_of(*player)).or_default() += u64::from(sealed.closed);
             }
+            (Operation::MoveGcTime { .. }, Some(outcome::Result::GcTimeMoved(_))) => {}
             _ => return broken(format!("{operation:?} is answered {outcome:?}")),
         }
         Ok(())

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use galoo_bench::{Load, Report, closed_loop};
 use galoo_client::{Client, Producer};
 use galoo_proto::{
-    data::AppendRequest,
+    data::{AppendRequest, GetRequest, MutateRequest},
     value::{Event, Mutation, Value, mutation::Change, value::Kind},
 };
 
@@ -119,8 +119,11 @@ async fn get(args: GetArgs) -> Result<Report, Failure> {
     let players = args.players.max(1);
     for player in 0..players {
         let value = Value { kind: Some(Kind::Int(player.cast_signed())) };
-        let put = Mutation { family: "bench".into(), qualifier: "n".into(), change: Some(Change::Put(value)) };
-        let done = clients[0].mutate(&args.game, &format!("bench-{player}"), vec![], vec![put], None).await?;
+        let change = Some(Change::Put(value));
+        let put = Mutation { family: "bench".into(), qualifier: "n".into(), change, ..Default::default() };
+        let (game, player_id) = (args.game.clone(), format!("bench-{player}"));
+        let request = MutateRequest { game, player_id, mutations: vec![put], ..Default::default() };
+        let done = clients[0].mutate(request).await?;
         done.map_err(|rejection| Failure::Refused(rejection.detail))?;
     }
     let game = args.game;
@@ -129,7 +132,10 @@ async fn get(args: GetArgs) -> Result<Report, Failure> {
         // Far apart from call to call, so that no cache of the last row helps.
         let player = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % players;
         async move {
-            let cells = client.get(&game, &format!("bench-{player}"), "bench", "n").await?;
+            let player_id = format!("bench-{player}");
+            let (family, qualifier) = ("bench".to_owned(), "n".to_owned());
+            let request = GetRequest { game, player_id, family, qualifier, ..Default::default() };
+            let cells = client.get(request).await?;
             anyhow::ensure!(cells.len() == 1, "bench-{player} has {} cells", cells.len());
             Ok(())
         }

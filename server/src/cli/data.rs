@@ -11,9 +11,16 @@ use clap::{
 };
 use futures::StreamExt;
 use galoo_proto::{
-    data::{AppendRequest, EventFilter, ScanGameRequest, ScanPlayerRequest, TailRequest},
+    Hlc,
+    data::{
+        AppendRequest, EventFilter, GetRequest, MutateRequest, QualifierRange, ScanGameRequest, ScanPlayerRequest,
+        TailRequest,
+    },
     limits::PLAYER_ID_BYTES_MAX,
-    value::{Event, Mutation, Null, StoredEvent, Value, mutation::Change, value::Kind},
+    value::{
+        Event, ListAppend, Mutation, Null, Precondition, StoredEvent, Value, mutation::Change, precondition::Test,
+        value::Kind,
+    },
 };
 use serde_json::json;
 
@@ -71,16 +78,52 @@ pub(super) struct GetArgs {
     player: String,
     /// FAMILY or FAMILY:QUALIFIER [default: everything]
     cell: Option<String>,
+    /// Of the family, qualifiers that begin so
+    #[arg(long, requires = "cell", conflicts_with_all = ["from", "to"])]
+    prefix: Option<String>,
+    /// Of the family, qualifiers from this one on
+    #[arg(long, requires = "cell")]
+    from: Option<String>,
+    /// Of the family, qualifiers before this one
+    #[arg(long, requires = "cell")]
+    to: Option<String>,
+    /// As it was at this time (Unix milliseconds)
+    #[arg(long, value_name = "MS")]
+    as_of: Option<u64>,
     #[arg(long)]
     game: String,
     #[command(flatten)]
     connection: Connection,
 }
 
+/// Parts FAMILY:QUALIFIER; without a colon it is a family.
+fn cell_name(cell: &str) -> (String, String) {
+    let (family, qualifier) = cell.split_once(':').unwrap_or((cell, ""));
+    (family.to_owned(), qualifier.to_owned())
+}
+
+/// The last moment of a millisecond.
+fn end_of(ms: u64) -> Result<Hlc, Failure> {
+    let next = ms.checked_add(1).filter(|next| *next < 1 << 48);
+    let next =
+        next.ok_or_else(|| Failure::Refused(format!("--as-of is {ms}; it must be Unix milliseconds below 2^48")))?;
+    Ok(Hlc(Hlc::from_millis(next).0 - 1))
+}
+
 pub(super) async fn get(args: GetArgs) -> Result<(), Failure> {
-    let cell = args.cell.unwrap_or_default();
-    let (family, qualifier) = cell.split_once(':').unwrap_or((&cell, ""));
-    let cells = args.connection.connect().await?.get(&args.game, &args.player, family, qualifier).await?;
+    let (family, qualifier) = cell_name(&args.cell.unwrap_or_default());
+    let qualifiers = (args.from.is_some() || args.to.is_some())
+        .then(|| QualifierRange { from: args.from.unwrap_or_default(), to: args.to.unwrap_or_default() });
+    let request = GetRequest {
+        game: args.game,
+        player_id: args.player,
+        family,
+        qualifier,
+        qualifier_prefix: args.prefix.unwrap_or_default(),
+        qualifiers,
+        as_of: args.as_of.map_or(Ok(0), |ms| end_of(ms).map(|as_of| as_of.0))?,
+    };
+    let cells = args.connection.connect().await?.get(request).await?;
     if args.connection.json {
         for cell in cells {
             let value = cell.value.as_ref().map(output::value_json);
@@ -98,22 +141,60 @@ pub(super) async fn get(args: GetArgs) -> Result<(), Failure> {
 }
 
 #[derive(Args)]
-#[command(group(ArgGroup::new("change").required(true).args(["value", "increment", "delete"])))]
+#[command(group(ArgGroup::new("change").required(true).args(["value", "increment", "append", "add", "remove", "delete"])))]
+#[command(group(ArgGroup::new("condition").args(["if_absent", "if_exists", "if_equals", "if_version"])))]
 pub(super) struct PutArgs {
     /// The player
     #[arg(value_parser = player_id())]
     player: String,
     /// FAMILY:QUALIFIER
-    cell: String,
+    #[arg(required_unless_present = "delete")]
+    cell: Option<String>,
     /// The new value: JSON (a number, true, null, "text", an object); anything else is taken as text
     #[arg(allow_negative_numbers = true)]
     value: Option<String>,
     /// Add to an integer instead
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, value_name = "BY", allow_negative_numbers = true)]
     increment: Option<i64>,
-    /// Delete the cell instead
+    /// Refuse to go below
+    #[arg(long, requires = "increment", allow_negative_numbers = true)]
+    floor: Option<i64>,
+    /// Refuse to go above
+    #[arg(long, requires = "increment", allow_negative_numbers = true)]
+    ceiling: Option<i64>,
+    /// Add to the end of a list instead
+    #[arg(long, value_name = "VALUE", allow_negative_numbers = true)]
+    append: Option<String>,
+    /// Keep so many elements of the list, the newest [default: all]
+    #[arg(long, value_name = "COUNT", requires = "append", value_parser = clap::value_parser!(u32).range(1..))]
+    keep: Option<u32>,
+    /// Add to a set instead
+    #[arg(long, value_name = "VALUE", allow_negative_numbers = true)]
+    add: Option<String>,
+    /// Remove from a set instead
+    #[arg(long, value_name = "VALUE", allow_negative_numbers = true)]
+    remove: Option<String>,
+    /// Delete instead: the cell, with FAMILY alone all of the family, with neither all of the player
     #[arg(long)]
     delete: bool,
+    /// Only if the cell is not there
+    #[arg(long)]
+    if_absent: bool,
+    /// Only if the cell is there
+    #[arg(long)]
+    if_exists: bool,
+    /// Only if the cell has this value
+    #[arg(long, value_name = "VALUE", allow_negative_numbers = true)]
+    if_equals: Option<String>,
+    /// Only if the cell (when all of the player is deleted: the row) was last changed by this version; 0: if it is not there
+    #[arg(long, value_name = "VERSION")]
+    if_version: Option<u64>,
+    /// Store an event of this type with the change
+    #[arg(long, value_name = "TYPE")]
+    event: Option<String>,
+    /// The event's properties, a JSON object
+    #[arg(long, requires = "event", default_value = "{}")]
+    properties: String,
     #[arg(long)]
     game: String,
     #[command(flatten)]
@@ -137,18 +218,57 @@ fn parse_value(text: &str) -> Value {
     Value { kind: Some(kind) }
 }
 
+/// The change that the arguments ask for, of the cell that they name.
+fn mutation(args: &PutArgs, family: String, qualifier: String) -> Result<Mutation, Failure> {
+    let null = i32::from(Null::Null);
+    let change = if args.delete {
+        match (family.as_str(), qualifier.as_str()) {
+            ("", "") => Change::DeleteRow(null),
+            (_, "") => Change::DeleteFamily(null),
+            _ => Change::Delete(null),
+        }
+    } else if family.is_empty() || qualifier.is_empty() {
+        let cell = args.cell.as_deref().unwrap_or_default();
+        return Err(Failure::Refused(format!("cell is {cell:?}; it must be FAMILY:QUALIFIER")));
+    } else if let Some(by) = args.increment {
+        Change::Increment(by)
+    } else if let Some(element) = &args.append {
+        Change::Append(ListAppend { value: Some(parse_value(element)), elements_max: args.keep.unwrap_or(0) })
+    } else if let Some(element) = &args.add {
+        Change::SetAdd(parse_value(element))
+    } else if let Some(element) = &args.remove {
+        Change::SetRemove(parse_value(element))
+    } else {
+        Change::Put(parse_value(args.value.as_deref().unwrap_or_default()))
+    };
+    Ok(Mutation { family, qualifier, change: Some(change), floor: args.floor, ceiling: args.ceiling })
+}
+
 pub(super) async fn put(args: PutArgs) -> Result<(), Failure> {
-    let Some((family, qualifier)) = args.cell.split_once(':') else {
-        return Err(Failure::Refused(format!("cell is {:?}; it must be FAMILY:QUALIFIER", args.cell)));
+    let (family, qualifier) = cell_name(args.cell.as_deref().unwrap_or_default());
+    let null = i32::from(Null::Null);
+    let test = (args.if_absent.then_some(Test::Absent(null)))
+        .or(args.if_exists.then_some(Test::Exists(null)))
+        .or(args.if_equals.as_deref().map(|value| Test::Equals(parse_value(value))))
+        .or(args.if_version.map(Test::Version));
+    let condition = |test| Precondition { family: family.clone(), qualifier: qualifier.clone(), test: Some(test) };
+    let preconditions = test.map(condition).into_iter().collect();
+    let event = args.event.as_ref().map(|event_type| Event {
+        player_id: args.player.clone(),
+        event_time_ms: unix_ms().cast_signed(),
+        event_type: event_type.clone(),
+        properties: args.properties.clone(),
+    });
+    let mutations = vec![mutation(&args, family.clone(), qualifier.clone())?];
+    let request = MutateRequest {
+        game: args.game,
+        producer: None,
+        player_id: args.player,
+        preconditions,
+        mutations,
+        events: event.into_iter().collect(),
     };
-    let change = match (args.value, args.increment) {
-        (Some(value), _) => Change::Put(parse_value(&value)),
-        (None, Some(by)) => Change::Increment(by),
-        (None, None) => Change::Delete(Null::Null.into()),
-    };
-    let mutation = Mutation { family: family.to_owned(), qualifier: qualifier.to_owned(), change: Some(change) };
-    let client = args.connection.connect().await?;
-    match client.mutate(&args.game, &args.player, vec![], vec![mutation], None).await? {
+    match args.connection.connect().await?.mutate(request).await? {
         Err(rejection) => Err(Failure::Refused(rejection.detail)),
         Ok(mutated) => {
             let value = mutated.values.first().map_or(serde_json::Value::Null, output::value_json);
@@ -282,6 +402,12 @@ mod tests {
         for value in ["-5", "-2.5", "5"] {
             assert_eq!(put(&[value]).value.as_deref(), Some(value));
         }
-        assert_eq!(put(&["--increment", "-5"]).increment, Some(-5));
+        assert_eq!(put(&["--increment", "-5", "--floor", "-7"]).increment, Some(-5));
+    }
+
+    #[test]
+    fn a_moment_ends_before_the_next_millisecond() {
+        assert_eq!(end_of(7).ok(), Some(Hlc((7 << 16) + 0xffff)));
+        assert!(end_of(u64::MAX).is_err() && end_of((1 << 48) - 1).is_err());
     }
 }

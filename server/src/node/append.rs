@@ -67,6 +67,19 @@ fn check_events(events: &[Event]) -> Result<Vec<EventKinds<'_>>, Invalid> {
     events.iter().map(check).collect()
 }
 
+/// Returns the union of each property's kinds, by name: a command's bytes are a function of its events.
+fn all_kinds<'a>(kinds: impl Iterator<Item = &'a (Cow<'a, str>, Kinds)>) -> Vec<PropertyKinds> {
+    let mut all: HashMap<&str, Kinds> = HashMap::new();
+    for (name, kind) in kinds {
+        let known = all.entry(name.as_ref()).or_default();
+        *known = known.with(*kind);
+    }
+    let all = all.into_iter().map(|(name, kinds)| PropertyKinds { name: name.to_owned(), kinds: kinds.0.into() });
+    let mut all: Vec<_> = all.collect();
+    all.sort_by(|left, right| left.name.cmp(&right.name));
+    all
+}
+
 /// Checks a batch and cuts it into its shards' commands, each with its number of events.
 fn cut(game: &Game, request: data::AppendRequest) -> Result<Vec<(ShardId, usize, Body)>, Invalid> {
     check_batch(request.producer.as_ref())?;
@@ -74,16 +87,7 @@ fn cut(game: &Game, request: data::AppendRequest) -> Result<Vec<(ShardId, usize,
         let kinds = check_events(&request.events)?;
         let parts = game.cut(&request.events, |event| &event.player_id);
         let with_kinds = parts.into_iter().map(|(shard, range, places)| {
-            let mut all: HashMap<&str, Kinds> = HashMap::new();
-            for (name, kind) in places.iter().flat_map(|place| &kinds[*place]) {
-                let known = all.entry(name.as_ref()).or_default();
-                *known = known.with(*kind);
-            }
-            let all =
-                all.into_iter().map(|(name, kinds)| PropertyKinds { name: name.to_owned(), kinds: kinds.0.into() });
-            let mut all: Vec<_> = all.collect();
-            // The command's bytes are a function of the batch: replicas and tests compare them.
-            all.sort_by(|left, right| left.name.cmp(&right.name));
+            let all = all_kinds(places.iter().flat_map(|place| &kinds[*place]));
             (shard, range, places, all)
         });
         with_kinds.collect::<Vec<_>>()
@@ -139,14 +143,16 @@ impl Node {
         })))
     }
 
-    /// Changes one player's state atomically.
+    /// Changes one player's state atomically, and stores events of the player with it.
     pub async fn mutate(
         self: &Arc<Self>,
         request: data::MutateRequest,
     ) -> Result<Result<Mutated, Rejection>, NodeError> {
         let game = self.game(&request.game).await?;
-        validate::mutation(&request.player_id, &request.preconditions, &request.mutations)?;
+        validate::change(&request)?;
         check_batch(request.producer.as_ref())?;
+        let properties = all_kinds(check_events(&request.events)?.iter().flatten());
+        let events = request.events.len() as u64;
         let (shard, range) = game.shards.find(Token::of(&request.player_id));
         let body = Body::Mutate(MutatePlayer {
             range: Some(range.into()),
@@ -154,9 +160,15 @@ impl Node {
             player_id: request.player_id,
             preconditions: request.preconditions,
             mutations: request.mutations,
+            events: request.events,
+            properties,
         });
         match self.propose(shard, body).await?.result {
-            Some(outcome::Result::Mutated(mutated)) => Ok(Ok(mutated)),
+            Some(outcome::Result::Mutated(mutated)) => {
+                let stored = if mutated.duplicate { 0 } else { events };
+                metrics::counter!("galoo_events_stored_total").increment(stored);
+                Ok(Ok(mutated))
+            }
             Some(outcome::Result::Rejected(rejection)) if rejection.reason() != Reason::Reroute => Ok(Err(rejection)),
             _ => Err(NodeError::OutcomeUnknown { shard }),
         }
@@ -171,6 +183,15 @@ impl Node {
         let outcome = self.propose(shard, Body::RegisterProducer(register)).await?;
         match &outcome.result {
             Some(outcome::Result::Registered(registered)) => Ok(Hlc(registered.registered_at)),
+            _ => Err(unexpected(shard, &outcome)),
+        }
+    }
+
+    /// Moves the time before which a shard's state cannot be read any more.
+    pub async fn move_gc_time(self: &Arc<Self>, shard: ShardId, to: Hlc) -> Result<(), NodeError> {
+        let outcome = self.propose(shard, Body::MoveGcTime(galoo_proto::command::MoveGcTime { to: to.0 })).await?;
+        match &outcome.result {
+            Some(outcome::Result::GcTimeMoved(_)) => Ok(()),
             _ => Err(unexpected(shard, &outcome)),
         }
     }

@@ -48,7 +48,7 @@ enum Room {
 impl Room {
     fn of(body: &Body) -> Self {
         match body {
-            Body::Seal(_) | Body::DropRollup(_) => Self::FromReserve,
+            Body::Seal(_) | Body::DropRollup(_) | Body::MoveGcTime(_) => Self::FromReserve,
             Body::Append(_) | Body::Mutate(_) | Body::RegisterProducer(_) | Body::DefineRollup(_) => Self::Needed,
         }
     }

@@ -4,11 +4,44 @@ use std::sync::Arc;
 
 use futures::future::try_join_all;
 use galoo_consensus::GroupId;
-use galoo_proto::{ShardId, Token, validate, value::Cell};
-use galoo_storage::{engine::Reader, shard::Checksum, view::View};
+use galoo_proto::{
+    Hlc, ShardId, Token,
+    data::{GetRequest, PlayerCells},
+    limits::CELLS_READ_BYTES_MAX,
+    validate,
+    value::Cell,
+};
+use galoo_storage::{engine::Reader, key::Selection, shard::Checksum, view::View};
+use prost::Message;
 
 use super::{Node, NodeError};
 use crate::{driver::DriveError, transport::Peer};
+
+/// Players whose cells are looked up together.
+const READ_TOGETHER_MAX: usize = 100;
+
+/// Which cells a request reads, and of when.
+fn selected(request: &GetRequest) -> (Selection<'_>, Option<Hlc>) {
+    let family = request.family.as_str();
+    let selection = match (&request.qualifiers, request.qualifier.as_str(), request.qualifier_prefix.as_str()) {
+        _ if family.is_empty() => Selection::Row,
+        (Some(range), _, _) => Selection::Range(family, range.from.as_str()..&range.to),
+        (None, "", "") => Selection::Family(family),
+        (None, "", prefix) => Selection::Prefix(family, prefix),
+        (None, qualifier, _) => Selection::Cell(family, qualifier),
+    };
+    (selection, Some(Hlc(request.as_of)).filter(|as_of| as_of.0 > 0))
+}
+
+/// Refuses an answer about many players that has too many bytes.
+pub fn check_answer(bytes: usize) -> Result<(), NodeError> {
+    if bytes <= CELLS_READ_BYTES_MAX {
+        return Ok(());
+    }
+    let said =
+        format!("the cells of player_ids have {bytes} bytes; the limit is {CELLS_READ_BYTES_MAX}: ask for fewer");
+    Err(NodeError::Refused(said))
+}
 
 impl Node {
     fn local_view(&self, shard: ShardId, snapshot: Arc<dyn Reader>) -> Result<View, NodeError> {
@@ -65,15 +98,43 @@ impl Node {
         self.view(shard).await
     }
 
-    /// Reads a player's cells; empty `family` or `qualifier` stand for all.
-    pub async fn get(&self, game: &str, player: &str, family: &str, qualifier: &str) -> Result<Vec<Cell>, NodeError> {
-        let view = self.player_view(game, player).await?;
-        let family = Some(family).filter(|family| !family.is_empty());
-        let qualifier = Some(qualifier).filter(|qualifier| !qualifier.is_empty());
-        if family.is_none() && qualifier.is_some() {
-            return Err(validate::Invalid::Missing { field: "family" }.into());
-        }
-        Ok(view.cells(player, family, qualifier)?)
+    /// Reads the selected cells of a player.
+    pub async fn get(&self, request: &GetRequest) -> Result<Vec<Cell>, NodeError> {
+        validate::get(request)?;
+        let view = self.player_view(&request.game, &request.player_id).await?;
+        let (selection, as_of) = selected(request);
+        Ok(view.cells(&request.player_id, &selection, as_of)?)
+    }
+
+    /// Cuts players by shard: for each shard the places of its players.
+    pub async fn shards_of(&self, game: &str, players: &[String]) -> Result<Vec<(ShardId, Vec<usize>)>, NodeError> {
+        let parts = self.game(game).await?.cut(players, |player| player);
+        Ok(parts.into_iter().map(|(shard, _, places)| (shard, places)).collect())
+    }
+
+    /// Reads the selected cells of players of one shard.
+    pub async fn get_many(
+        &self,
+        shard: ShardId,
+        of_each: GetRequest,
+        player_ids: Vec<String>,
+    ) -> Result<Vec<PlayerCells>, NodeError> {
+        let view = self.view(shard).await?;
+        let read = tokio::task::spawn_blocking(move || {
+            let (selection, as_of) = selected(&of_each);
+            let (mut read, mut bytes) = (Vec::with_capacity(player_ids.len()), 0);
+            for some in player_ids.chunks(READ_TOGETHER_MAX) {
+                let players: Vec<_> = some.iter().map(String::as_str).collect();
+                for (player_id, cells) in some.iter().zip(view.cells_of_many(&players, &selection, as_of)?) {
+                    let player = PlayerCells { player_id: player_id.clone(), cells };
+                    bytes += player.encoded_len();
+                    read.push(player);
+                }
+                check_answer(bytes)?;
+            }
+            Ok(read)
+        });
+        read.await.map_err(|_| NodeError::Stopping)?
     }
 
     /// Returns the ids of registered producers of a group.

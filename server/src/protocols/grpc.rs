@@ -136,6 +136,7 @@ impl From<NodeError> for Status {
             NodeError::Unavailable { .. } | NodeError::Stopping => Self::unavailable(message),
             NodeError::OutcomeUnknown { .. } => Self::unknown(message),
             NodeError::Storage(galoo_storage::Error::Cursor) => Self::invalid_argument(message),
+            NodeError::Storage(galoo_storage::Error::HistoryGone { .. }) => Self::out_of_range(message),
             NodeError::Storage(_) => Self::data_loss(message),
         }
     }

@@ -1,5 +1,6 @@
 //! Things are found where they are: nodes that moved, shards that only some nodes hold, changes that a node missed.
 
+use galoo_proto::data::{GetManyRequest, GetRequest};
 use serde_json::Value;
 
 use crate::{
@@ -26,6 +27,18 @@ fn wait_until_all_are_found(addrs: &[String]) {
 
 fn append(player: usize, addr: &str) {
     galoo(&["append", &format!("p{player}"), "login", "--game", "g", "--addr", addr]).expect("stored");
+}
+
+/// Asks a node for a cell of many players: each one's name and how many cells were found.
+fn gold(game: &str, addr: &str, players: &[&str]) -> Vec<String> {
+    let (game, family, qualifier) = (game.to_owned(), "s".to_owned(), "gold".to_owned());
+    let of_each = Some(GetRequest { game, family, qualifier, ..GetRequest::default() });
+    let player_ids = players.iter().map(|player| (*player).to_owned()).collect();
+    let read = done(async {
+        let client = galoo_client::Client::connect(addr).await?;
+        Ok(client.get_many(GetManyRequest { of_each, player_ids }).await?)
+    });
+    read.iter().map(|player| format!("{} {}", player.player_id, player.cells.len())).collect()
 }
 
 /// One node moves and is found by itself; when all move at once, `--join` says where.
@@ -82,6 +95,10 @@ fn games_are_served_by_nodes_that_do_not_hold_them() {
         for addr in &addrs {
             let scanned = support::galoo(&["scan", "--game", game, "--player", "ann", "--json", "--addr", addr]);
             assert_eq!(String::from_utf8_lossy(&scanned.stdout).lines().count(), 5, "{scanned:?}");
+            assert_eq!(
+                gold(game, addr, &["p3", "nobody", "p0", "p4", "p0"]),
+                ["p3 1", "nobody 0", "p0 1", "p4 1", "p0 1"]
+            );
         }
     }
     let held = |game: &str| {

@@ -6,8 +6,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use galoo_proto::{Hlc, Keyspace};
+
 use super::{Change, Direction, Engine, Family, Reader, Rows, WriteBatch};
-use crate::Result;
+use crate::{Result, cell, key};
 
 type Table = BTreeMap<(Family, Vec<u8>), Vec<u8>>;
 
@@ -15,6 +17,7 @@ type Table = BTreeMap<(Family, Vec<u8>), Vec<u8>>;
 struct Tables {
     live: Arc<Table>,
     flushed: Arc<Table>,
+    gc_times: BTreeMap<Keyspace, Hlc>,
 }
 
 /// The engine; clones share the tables.
@@ -119,8 +122,25 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
-    fn compact(&self, _: Family) -> Result<()> {
+    fn compact(&self, family: Family) -> Result<()> {
+        let mut guard = self.lock();
+        // Snapshots have tables of their own.
+        let Tables { live, flushed, gc_times } = &mut *guard;
+        for (keyspace, gc) in gc_times {
+            let range = key::keyspace_range(*keyspace);
+            for table in [&mut *live, &mut *flushed] {
+                Arc::make_mut(table).retain(|(of, key), value| {
+                    *of != family || !range.contains(key) || cell::is_readable(family, value, *gc)
+                });
+            }
+        }
         Ok(())
+    }
+
+    fn set_gc_time(&self, keyspace: Keyspace, gc: Hlc) {
+        let mut tables = self.lock();
+        let time = tables.gc_times.entry(keyspace).or_default();
+        *time = gc.max(*time);
     }
 
     fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {

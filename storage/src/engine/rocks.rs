@@ -3,18 +3,26 @@
 //! The write-ahead log is off: the Raft log covers what is not flushed. Atomic flush is on, and [`RocksEngine::flush`]
 //! names every family, so that what is persisted is always a prefix of what was written (INV-S1; RocksDB's own
 //! `flush()` flushes only one family). Memory is one budget: memtables of all families together, and one block cache.
+//! A compaction filter drops state that nobody can read any more; filters see no snapshots, so `super::gc` keeps what
+//! they read.
 
-use std::{ops::Range, path::Path, sync::Arc};
+use std::{collections::HashMap, ffi::CStr, ops::Range, path::Path, sync::Arc};
 
+use galoo_proto::{Hlc, Keyspace};
 use rocksdb::{
-    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompactionStyle, DBCompressionType,
-    DBRawIteratorWithThreadMode, DBWithThreadMode, FlushOptions, MultiThreaded, ReadOptions, ReadTier,
-    SnapshotWithThreadMode, UniversalCompactOptions, WriteOptions,
+    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, CompactionDecision, DBCompactionStyle,
+    DBCompressionType, DBRawIteratorWithThreadMode, DBWithThreadMode, FlushOptions, MultiThreaded, ReadOptions,
+    ReadTier, SnapshotWithThreadMode, UniversalCompactOptions, WriteOptions,
+    compaction_filter::CompactionFilter,
+    compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory},
 };
 use self_cell::self_cell;
 
-use super::{Change, Direction, Engine, Family, Reader, Rows, WriteBatch};
-use crate::{Error, Result};
+use super::{
+    Change, Direction, Engine, Family, Reader, Rows, WriteBatch,
+    gc::{GcTimes, Held},
+};
+use crate::{Error, Result, cell};
 
 type Db = DBWithThreadMode<MultiThreaded>;
 
@@ -39,6 +47,7 @@ impl Default for Options {
 #[derive(Clone)]
 pub struct RocksEngine {
     db: Arc<Db>,
+    gc_times: Arc<GcTimes>,
 }
 
 impl From<rocksdb::Error> for Error {
@@ -47,7 +56,49 @@ impl From<rocksdb::Error> for Error {
     }
 }
 
-fn family_options(family: Family, cache: &Cache) -> rocksdb::Options {
+/// Files with state are rewritten at the latest when they are so old, so that what was deleted goes also where nobody
+/// writes any more.
+const REWRITE_SECONDS: u64 = 24 * 60 * 60;
+
+/// Drops a family's rows that cannot be read any more, in each compaction as far as snapshots allow when it begins.
+struct Collector {
+    family: Family,
+    times: Arc<GcTimes>,
+}
+
+impl CompactionFilterFactory for Collector {
+    type Filter = Collection;
+
+    fn create(&mut self, _: CompactionFilterContext) -> Collection {
+        Collection { family: self.family, allowed: self.times.allowed() }
+    }
+
+    fn name(&self) -> &CStr {
+        c"galoo.gc"
+    }
+}
+
+/// One compaction.
+struct Collection {
+    family: Family,
+    allowed: HashMap<Keyspace, Hlc>,
+}
+
+impl CompactionFilter for Collection {
+    fn filter(&mut self, _: u32, key: &[u8], value: &[u8]) -> CompactionDecision {
+        let keyspace = key.first_chunk::<8>().map(|bytes| Keyspace(u64::from_be_bytes(*bytes)));
+        match keyspace.and_then(|keyspace| self.allowed.get(&keyspace)) {
+            Some(gc) if !cell::is_readable(self.family, value, *gc) => CompactionDecision::Remove,
+            _ => CompactionDecision::Keep,
+        }
+    }
+
+    fn name(&self) -> &CStr {
+        c"galoo.gc"
+    }
+}
+
+fn family_options(family: Family, cache: &Cache, gc_times: &Arc<GcTimes>) -> rocksdb::Options {
     let mut options = rocksdb::Options::default();
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
@@ -59,7 +110,12 @@ fn family_options(family: Family, cache: &Cache) -> rocksdb::Options {
     options.set_max_write_buffer_number(4);
     options.set_write_buffer_size(64 << 20);
     match family {
-        Family::Cells | Family::Producers | Family::Rollups => table.set_bloom_filter(10.0, false),
+        Family::Cells | Family::History => {
+            table.set_bloom_filter(10.0, false);
+            options.set_compaction_filter_factory(Collector { family, times: gc_times.clone() });
+            options.set_periodic_compaction_seconds(REWRITE_SECONDS);
+        }
+        Family::Producers | Family::Rollups => table.set_bloom_filter(10.0, false),
         Family::Meta => {}
         Family::Chunks => {
             // Chunks become segments and are dropped whole, then their files are swept: rewrite them as little as possible
@@ -93,11 +149,12 @@ impl RocksEngine {
         database.set_max_open_files(1024);
         database.set_bytes_per_sync(1 << 20);
         database.set_paranoid_checks(true);
-        let families =
-            Family::ALL.map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache)));
+        let gc_times = Arc::<GcTimes>::default();
+        let of = |family: Family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache, &gc_times));
+        let families = Family::ALL.map(of);
         let default = ColumnFamilyDescriptor::new("default", rocksdb::Options::default());
         let db = Db::open_cf_descriptors(&database, folder, families.into_iter().chain([default]))?;
-        Ok(Self { db: Arc::new(db) })
+        Ok(Self { db: Arc::new(db), gc_times })
     }
 }
 
@@ -177,7 +234,8 @@ impl Engine for RocksEngine {
     }
 
     fn snapshot(&self) -> Arc<dyn Reader> {
-        Arc::new(OwnedSnapshot::new(self.db.clone(), |db| db.snapshot()))
+        let held = self.gc_times.hold();
+        Arc::new(HeldSnapshot { snapshot: OwnedSnapshot::new(self.db.clone(), |db| db.snapshot()), _held: held })
     }
 
     fn flush(&self) -> Result<()> {
@@ -190,6 +248,10 @@ impl Engine for RocksEngine {
         // What its memtable holds is flushed first, with atomic flush together with every other family's.
         self.db.compact_range_cf(&handle(&self.db, family), None::<&[u8]>, None::<&[u8]>);
         Ok(())
+    }
+
+    fn set_gc_time(&self, keyspace: Keyspace, gc: Hlc) {
+        self.gc_times.set(keyspace, gc);
     }
 
     fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -209,9 +271,23 @@ self_cell!(
     }
 );
 
-impl Reader for OwnedSnapshot {
+/// A snapshot that keeps what it sees.
+struct HeldSnapshot {
+    snapshot: OwnedSnapshot,
+    _held: Held,
+}
+
+impl Reader for HeldSnapshot {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.with_dependent(|db, snapshot| Ok(snapshot.get_cf(&handle(db, family), key)?))
+        self.snapshot.with_dependent(|db, snapshot| Ok(snapshot.get_cf(&handle(db, family), key)?))
+    }
+
+    fn get_many(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>> {
+        self.snapshot.with_dependent(|db, snapshot| {
+            let family = handle(db, family);
+            let found = snapshot.multi_get_cf(keys.iter().map(|key| (&family, key)));
+            Ok(found.into_iter().collect::<Result<_, rocksdb::Error>>()?)
+        })
     }
 
     fn rows(&self, family: Family, range: Range<&[u8]>, direction: Direction) -> Result<Box<dyn Rows + '_>> {
@@ -219,7 +295,7 @@ impl Reader for OwnedSnapshot {
             return Ok(Box::new(NoRows));
         }
         let range = range.start.to_vec()..range.end.to_vec();
-        self.with_dependent(|db, snapshot| {
+        self.snapshot.with_dependent(|db, snapshot| {
             let iterator = snapshot.raw_iterator_cf_opt(&handle(db, family), read_options(&range));
             Ok(Box::new(IteratorRows { iterator, range, direction, started: false }) as Box<dyn Rows>)
         })

@@ -1,7 +1,10 @@
-//! One player's state: an atomic change under preconditions.
+//! One player's state: an atomic change under preconditions, with the events that tell of it.
+//!
+//! A change is worked out on drafts of the cells that it meets; when everything fits, the drafts become rows. What a cell
+//! was goes to the history, so that state can be read as it was until the shard's garbage collection time passes.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, btree_map::Entry},
     ops::Range,
 };
 
@@ -9,25 +12,47 @@ use galoo_proto::{
     Hlc, Token,
     command::{MutatePlayer, Mutated, Outcome, Rejection, outcome, rejection::Reason},
     limits::ROW_CELLS_MAX,
-    record,
-    value::{Null, Value, mutation::Change, value::Kind},
+    value::{Mutation, Null, Precondition, Value, mutation::Change, precondition::Test, value::Kind},
 };
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{rejected, turn::Turn};
+use super::{change, rejected, turn::Turn};
 use crate::{
-    Error, Result,
-    engine::{Direction, Family, Reader},
-    key,
+    Result,
+    cell::{Header, Newest, Past},
+    engine::{Direction, Family},
+    key::{self, Selection},
 };
 
-/// A cell as it stands while a command is worked out: the version in the engine, and the value that it will have.
+/// A cell while a command is worked out.
 struct Draft {
-    stored_version: Option<Hlc>,
+    /// As the commands before this one left it; `None` where it is not there.
+    stored: Option<(Hlc, Value)>,
     value: Option<Value>,
     touched: bool,
 }
+
+impl Draft {
+    fn new(row: Option<&[u8]>) -> Result<Self> {
+        let newest = row.map(Newest::decode).transpose()?;
+        let stored = newest.and_then(|newest| Some((newest.version, newest.value?)));
+        Ok(Self { value: stored.as_ref().map(|(_, value)| value.clone()), stored, touched: false })
+    }
+
+    /// When it was last changed; 0 where it is not there.
+    fn version(&self) -> u64 {
+        self.stored.as_ref().map_or(0, |(version, _)| version.0)
+    }
+
+    fn set(&mut self, value: Option<Value>) {
+        self.value = value;
+        self.touched = true;
+    }
+}
+
+/// The cells that a command meets, by key.
+type Drafts = BTreeMap<Vec<u8>, Draft>;
 
 impl Turn<'_> {
     pub(super) fn mutate(&mut self, mut mutate: MutatePlayer) -> Result<Outcome> {
@@ -42,131 +67,188 @@ impl Turn<'_> {
         {
             return Ok(outcome);
         }
-        let outcome = self.change(&mutate)?;
+        let outcome = self.change(mutate)?;
         if let Some(batch) = &batch {
             self.remember(batch, content_hash, 0, &outcome)?;
         }
         Ok(outcome)
     }
 
-    fn change(&mut self, mutate: &MutatePlayer) -> Result<Outcome> {
-        let keyspace = self.shard.keyspace;
-        let player = mutate.player_id.as_str();
-        let mut drafts: HashMap<(&str, &str), Draft> = HashMap::new();
+    fn change(&mut self, mutate: MutatePlayer) -> Result<Outcome> {
+        let row_key = key::row(self.shard.keyspace, &mutate.player_id);
+        let header = self.get(Family::Cells, &row_key)?.map_or(Ok(Header::default()), |row| Header::decode(&row))?;
+        let mut drafts = Drafts::new();
         for (index, condition) in mutate.preconditions.iter().enumerate() {
-            let draft = self.draft(&mut drafts, player, &condition.family, &condition.qualifier)?;
-            if draft.value != condition.equals {
-                let rejection = Rejection {
-                    reason: Reason::PreconditionFailed.into(),
-                    index: u32::try_from(index).unwrap_or(u32::MAX),
-                    found: draft.value.clone(),
-                    detail: format!("{}:{} is not as expected", condition.family, condition.qualifier),
-                    ..Default::default()
-                };
-                return Ok(Outcome { result: Some(outcome::Result::Rejected(rejection)) });
+            if let Some(failed) = self.failed(&mut drafts, &mutate.player_id, header, condition)? {
+                return Ok(refused(Reason::PreconditionFailed, index, failed));
             }
         }
         let mut values = Vec::with_capacity(mutate.mutations.len());
         for (index, mutation) in mutate.mutations.iter().enumerate() {
-            let draft = self.draft(&mut drafts, player, &mutation.family, &mutation.qualifier)?;
-            let value = match &mutation.change {
-                Some(Change::Put(value)) => Some(value.clone()),
-                Some(Change::Delete(_)) | None => None,
-                Some(Change::Increment(by)) => match added(draft.value.as_ref(), *by) {
-                    Ok(value) => Some(value),
-                    Err(detail) => {
-                        let rejection = Rejection {
-                            reason: Reason::CellConflict.into(),
-                            index: u32::try_from(index).unwrap_or(u32::MAX),
-                            found: draft.value.clone(),
-                            detail: format!("{}:{} {detail}", mutation.family, mutation.qualifier),
-                            ..Default::default()
-                        };
-                        return Ok(Outcome { result: Some(outcome::Result::Rejected(rejection)) });
-                    }
-                },
-            };
-            values.push(value.clone().unwrap_or(Value { kind: Some(Kind::Null(Null::Null.into())) }));
-            draft.value = value;
-            draft.touched = true;
+            match self.draft_change(&mut drafts, &mutate.player_id, mutation)? {
+                Ok(value) => values.push(value.unwrap_or(Value { kind: Some(Kind::Null(Null::Null.into())) })),
+                Err(misfit) => return Ok(refused(Reason::CellConflict, index, misfit)),
+            }
         }
-        let row_key = key::row(keyspace, player);
-        let mut row = match self.get(Family::Cells, &row_key)? {
-            Some(bytes) => record::Row::decode(bytes.as_slice()).map_err(|error| Error::row("row", error))?,
-            None => record::Row::default(),
-        };
-        let touched = || drafts.iter().filter(|(_, draft)| draft.touched);
-        let removed = touched().filter(|(_, draft)| draft.stored_version.is_some()).count() as u64;
-        let written = touched().filter(|(_, draft)| draft.value.is_some()).count() as u64;
-        let cells = row.cells + written - removed;
+        let touched = || drafts.values().filter(|draft| draft.touched);
+        let removed = touched().filter(|draft| draft.stored.is_some()).count();
+        let written = touched().filter(|draft| draft.value.is_some()).count();
+        let cells = u64::from(header.cells) + written as u64 - removed as u64;
         if cells > ROW_CELLS_MAX && written > removed {
             let detail = format!("the row would have {cells} cells; the limit is {ROW_CELLS_MAX}");
             return Ok(rejected(Reason::RowTooLarge, ROW_CELLS_MAX, detail));
         }
-        for ((family, qualifier), draft) in drafts.into_iter().filter(|(_, draft)| draft.touched) {
-            if let Some(version) = draft.stored_version {
-                self.delete(Family::Cells, key::cell(keyspace, player, family, qualifier, version));
+        for mutation in &mutate.mutations {
+            let cell = key::cell(self.shard.keyspace, &mutate.player_id, &mutation.family, &mutation.qualifier);
+            if let Some(value) = drafts.get(&cell).and_then(|draft| draft.value.as_ref()) {
+                self.learn_qualifier(&mutation.family, &mutation.qualifier, value)?;
             }
-            if let Some(value) = &draft.value {
-                let cell = key::cell(keyspace, player, family, qualifier, self.hlc);
-                self.put(Family::Cells, cell, value.encode_to_vec());
-                let catalog = key::qualifier(keyspace, family, qualifier);
-                let kinds = value_kind(value);
-                let known = self.get(Family::Meta, &catalog)?.and_then(|kinds| kinds.first().copied());
-                if known.unwrap_or(0) | kinds != known.unwrap_or(0) {
-                    self.set(Family::Meta, catalog, vec![known.unwrap_or(0) | kinds]);
-                }
-            }
-            let versions = key::cells(keyspace, player, Some(family), Some(qualifier)).start;
-            self.cells.insert(versions, draft.value.map(|value| (self.hlc, value)));
         }
-        row.cells = cells;
-        row.version = self.hlc.0;
-        self.set(Family::Cells, row_key, row.encode_to_vec());
-        let mutated = Mutated { version: self.hlc.0, values, duplicate: false };
+        let changes = touched().any(|draft| draft.stored.is_some() || draft.value.is_some());
+        for (cell, draft) in drafts.into_iter().filter(|(_, draft)| draft.touched) {
+            self.store_cell(cell, draft);
+        }
+        if changes {
+            let header = Header { version: self.hlc, cells: u32::try_from(cells).unwrap_or(u32::MAX) };
+            self.set(Family::Cells, row_key, header.encode());
+            self.state.state_hlc = self.hlc.0;
+        }
+        let first_seq = if mutate.events.is_empty() { 0 } else { self.state.last_seq + 1 };
+        self.learn_properties(mutate.properties);
+        for event in &mutate.events {
+            self.store(event);
+        }
+        let mutated = Mutated { version: self.hlc.0, values, duplicate: false, first_seq };
         Ok(Outcome { result: Some(outcome::Result::Mutated(mutated)) })
     }
 
-    fn draft<'d, 'n>(
+    /// Returns what a failed precondition found.
+    fn failed(
         &self,
-        drafts: &'d mut HashMap<(&'n str, &'n str), Draft>,
+        drafts: &mut Drafts,
         player: &str,
-        family: &'n str,
-        qualifier: &'n str,
-    ) -> Result<&'d mut Draft> {
-        Ok(match drafts.entry((family, qualifier)) {
+        header: Header,
+        condition: &Precondition,
+    ) -> Result<Option<Misfit>> {
+        let is_row = condition.family.is_empty() && condition.qualifier.is_empty();
+        let (name, version, value) = if is_row {
+            // A row without cells is as good as none: whether its header is still there is each replica's own.
+            ("the row".to_owned(), if header.cells == 0 { 0 } else { header.version.0 }, None)
+        } else {
+            let draft = self.draft(drafts, player, &condition.family, &condition.qualifier)?;
+            (format!("{}:{}", condition.family, condition.qualifier), draft.version(), draft.value.clone())
+        };
+        let (holds, said) = match &condition.test {
+            Some(Test::Equals(equals)) => (value.as_ref() == Some(equals), "is not as expected".to_owned()),
+            None | Some(Test::Absent(_)) => (version == 0, "is there".to_owned()),
+            Some(Test::Exists(_)) => (version != 0, "is not there".to_owned()),
+            Some(Test::Version(expected)) => {
+                (version == *expected, format!("has version {}, not {}", Hlc(version), Hlc(*expected)))
+            }
+            Some(Test::Within(range)) => {
+                (change::is_within(value.as_ref(), range), "is no integer in the range".to_owned())
+            }
+        };
+        Ok((!holds).then(|| Misfit { found: value, version, detail: format!("{name} {said}") }))
+    }
+
+    /// Drafts a change, and returns the value that it leaves; or how it does not fit.
+    fn draft_change(
+        &self,
+        drafts: &mut Drafts,
+        player: &str,
+        mutation: &Mutation,
+    ) -> Result<Result<Option<Value>, Misfit>> {
+        let selection = match &mutation.change {
+            Some(Change::DeleteRow(_)) => Selection::Row,
+            Some(Change::DeleteFamily(_)) => Selection::Family(&mutation.family),
+            _ => {
+                let draft = self.draft(drafts, player, &mutation.family, &mutation.qualifier)?;
+                return Ok(match change::changed(draft.value.as_ref(), mutation) {
+                    Ok(value) => {
+                        draft.set(value.clone());
+                        Ok(value)
+                    }
+                    Err(said) => Err(Misfit {
+                        found: draft.value.clone(),
+                        version: draft.version(),
+                        detail: format!("{}:{} {said}", mutation.family, mutation.qualifier),
+                    }),
+                });
+            }
+        };
+        let range = key::cells(self.shard.keyspace, player, &selection);
+        for (cell, row) in self.cell_rows(&range)? {
+            if let Entry::Vacant(place) = drafts.entry(cell) {
+                place.insert(Draft::new(Some(&row))?);
+            }
+        }
+        drafts.range_mut(range).for_each(|(_, draft)| draft.set(None));
+        Ok(Ok(None))
+    }
+
+    fn draft<'d>(&self, drafts: &'d mut Drafts, player: &str, family: &str, qualifier: &str) -> Result<&'d mut Draft> {
+        let cell = key::cell(self.shard.keyspace, player, family, qualifier);
+        Ok(match drafts.entry(cell) {
             Entry::Occupied(draft) => draft.into_mut(),
             Entry::Vacant(place) => {
-                let versions = key::cells(self.shard.keyspace, player, Some(family), Some(qualifier));
-                let found = match self.cells.get(&versions.start) {
-                    Some(changed) => changed.clone(),
-                    None => newest(self.shard.engine.as_ref(), versions)?,
-                };
-                let (stored_version, value) = found.unzip();
-                place.insert(Draft { stored_version, value, touched: false })
+                let row = self.get(Family::Cells, place.key())?;
+                place.insert(Draft::new(row.as_deref())?)
             }
         })
     }
+
+    /// Rows of cells as the commands before this one left them.
+    fn cell_rows(&self, range: &Range<Vec<u8>>) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+        let mut found = BTreeMap::new();
+        let mut rows = self.shard.engine.rows(Family::Cells, &range.start..&range.end, Direction::Forward)?;
+        while let Some((cell, row)) = rows.next()? {
+            found.insert(cell.to_vec(), row.to_vec());
+        }
+        found.extend(self.set_rows(Family::Cells, range).map(|(cell, row)| (cell.clone(), row.clone())));
+        Ok(found)
+    }
+
+    /// Writes a cell that was changed, and what it was.
+    fn store_cell(&mut self, cell: Vec<u8>, Draft { stored, value, .. }: Draft) {
+        if stored.is_none() && value.is_none() {
+            return;
+        }
+        if let Some((version, value)) = stored {
+            self.put(Family::History, key::past(&cell, version), Past { until: self.hlc, value }.encode());
+        }
+        self.set(Family::Cells, cell, Newest { version: self.hlc, value }.encode());
+    }
+
+    /// Adds a qualifier and its value's kind to the catalog.
+    fn learn_qualifier(&mut self, family: &str, qualifier: &str, value: &Value) -> Result<()> {
+        let catalog = key::qualifier(self.shard.keyspace, family, qualifier);
+        let known = self.get(Family::Meta, &catalog)?.and_then(|kinds| kinds.first().copied()).unwrap_or(0);
+        let all = known | value_kind(value);
+        if all != known {
+            self.set(Family::Meta, catalog, vec![all]);
+        }
+        Ok(())
+    }
 }
 
-/// Reads the newest of a cell's versions.
-fn newest(reader: &dyn Reader, versions: Range<Vec<u8>>) -> Result<Option<(Hlc, Value)>> {
-    let mut rows = reader.rows(Family::Cells, &versions.start..&versions.end, Direction::Forward)?;
-    let Some((key, value)) = rows.next()? else { return Ok(None) };
-    let key::CellKey::Cell { version, .. } = key::parse_cell(key)? else {
-        return Err(Error::row("cell key", "a row's header among cells"));
-    };
-    Ok(Some((version, Value::decode(value).map_err(|error| Error::row("cell", error))?)))
+/// What a refused command met.
+struct Misfit {
+    found: Option<Value>,
+    version: u64,
+    detail: String,
 }
 
-fn added(value: Option<&Value>, by: i64) -> Result<Value, String> {
-    let old = match value.and_then(|value| value.kind.as_ref()) {
-        None => 0,
-        Some(Kind::Int(int)) => *int,
-        Some(_) => return Err("is no integer".to_owned()),
+fn refused(reason: Reason, index: usize, misfit: Misfit) -> Outcome {
+    let rejection = Rejection {
+        reason: reason.into(),
+        index: u32::try_from(index).unwrap_or(u32::MAX),
+        found: misfit.found,
+        found_version: misfit.version,
+        detail: misfit.detail,
+        ..Default::default()
     };
-    let new = old.checked_add(by).ok_or_else(|| format!("is {old}; adding {by} overflows 64 bits"))?;
-    Ok(Value { kind: Some(Kind::Int(new)) })
+    Outcome { result: Some(outcome::Result::Rejected(rejection)) }
 }
 
 /// The kind of a cell's value, as in [`crate::properties::Kinds`]; bytes and JSON count as nested (shown as text).

@@ -1,7 +1,8 @@
 //! The checksum of a shard's logical content: equal on replicas at the same applied index (P5).
 //!
 //! Events are added up by a commutative hash of what they say, so that it is the same whether they are in chunks or in
-//! segments; cells and the producer table hash as rows in order. Which chunk or file an event is in does not count.
+//! segments; state that can be read and the producer table hash as rows in order. Which chunk or file an event is in does
+//! not count.
 
 use std::sync::Arc;
 
@@ -9,10 +10,11 @@ use arrow::{
     array::AsArray,
     datatypes::{Int64Type, TimestampMillisecondType, UInt64Type},
 };
+use galoo_proto::Hlc;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
-    Error, Result,
+    Error, Result, cell,
     engine::{Direction, Family},
     key,
     properties::{self, Property},
@@ -60,10 +62,15 @@ impl Checksum {
         }
         assert!(events == view.state().events, "INV-S4: {events} events read, {} stored", view.state().events);
         let mut rows_hash = Xxh3::new();
-        for family in [Family::Cells, Family::Producers] {
+        let gc = Hlc(view.state().gc_hlc);
+        for family in [Family::Cells, Family::History, Family::Producers] {
             let range = key::keyspace_range(view.keyspace());
             let mut rows = view.reader().rows(family, &range.start..&range.end, Direction::Forward)?;
             while let Some((key, value)) = rows.next()? {
+                // Each replica drops what cannot be read any more at a moment of its own.
+                if !cell::is_readable(family, value, gc) {
+                    continue;
+                }
                 // The keyspace is local to the node.
                 rows_hash.update(&key[8..]);
                 rows_hash.update(&(value.len() as u64).to_le_bytes());

@@ -56,7 +56,7 @@ impl Turn<'_> {
         Ok(outcome)
     }
 
-    fn store(&mut self, event: &Event) {
+    pub(super) fn store(&mut self, event: &Event) {
         self.state.last_seq += 1;
         self.state.events += 1;
         let seq = Seq(self.state.last_seq);
@@ -77,7 +77,7 @@ impl Turn<'_> {
     }
 
     /// Adds new names and kinds to the catalog. Beyond its limit a name gets no column; its values are kept all the same.
-    fn learn_properties(&mut self, properties: Vec<PropertyKinds>) {
+    pub(super) fn learn_properties(&mut self, properties: Vec<PropertyKinds>) {
         for PropertyKinds { name, kinds } in properties {
             let known = self.new_properties.get(&name).or_else(|| self.shard.properties.get(&name)).copied();
             let all = known.unwrap_or_default().with(Kinds(kinds as u8));

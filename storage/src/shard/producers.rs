@@ -215,7 +215,8 @@ impl Turn<'_> {
         }
         drop(places);
         // Places of this turn lie behind those in the engine: they are later in the log.
-        let Some(place) = first.or_else(|| self.first_set(Family::Producers, &range)) else { return Ok(()) };
+        let first_set = || self.set_rows(Family::Producers, &range).map(|(place, _)| place).min().cloned();
+        let Some(place) = first.or_else(first_set) else { return Ok(()) };
         let id = key::evicted_producer(&place)?;
         self.unset(Family::Producers, place);
         if let Some(producer) = self.producer(&id)?.map(Cow::into_owned) {

@@ -1,12 +1,11 @@
 //! What apply works on: the changes of entries' commands, before they are written together.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use galoo_proto::{
     ChunkId, Hlc, RollupId, Seq, Token, TokenRange,
-    command::{Command, Outcome, Sealed, command::Body, outcome, rejection::Reason},
+    command::{Command, GcTimeMoved, Outcome, Sealed, command::Body, outcome, rejection::Reason},
     record,
-    value::Value,
 };
 use prost::Message;
 
@@ -18,8 +17,8 @@ use crate::{
     properties::Kinds,
 };
 
-/// The changes of commands. A later command reads what an earlier one changed: single rows through [`Turn::get`], cells
-/// through `cells`.
+/// The changes of commands. A later command reads what an earlier one changed through [`Turn::get`] and
+/// [`Turn::set_rows`].
 pub(super) struct Turn<'a> {
     pub(super) shard: &'a Shard,
     pub(super) state: record::ShardState,
@@ -32,8 +31,6 @@ pub(super) struct Turn<'a> {
     pub(super) run: Option<Run>,
     /// Rows that [`Turn::set`] and [`Turn::unset`] changed; `None` for one that is gone.
     rows: HashMap<(Family, Vec<u8>), Option<Vec<u8>>>,
-    /// Cells that were changed, by the start of their versions' keys: the newest version, or `None` for one that is gone.
-    pub(super) cells: HashMap<Vec<u8>, Option<(Hlc, Value)>>,
     pub(super) new_properties: HashMap<String, Kinds>,
     /// Producers that were changed; `None` for one that was evicted.
     pub(super) producers: HashMap<String, Option<record::Producer>>,
@@ -64,7 +61,6 @@ impl<'a> Turn<'a> {
             batch: WriteBatch::default(),
             run: None,
             rows: HashMap::new(),
-            cells: HashMap::new(),
             new_properties: HashMap::new(),
             producers: HashMap::new(),
         }
@@ -116,10 +112,14 @@ impl Turn<'_> {
         matches!(self.rows.get(&(family, key.to_vec())), Some(None))
     }
 
-    /// The first key of a range that [`Turn::set`] set.
-    pub(super) fn first_set(&self, family: Family, range: &std::ops::Range<Vec<u8>>) -> Option<Vec<u8>> {
-        let set = self.rows.iter().filter(|(_, value)| value.is_some()).map(|(key, _)| key);
-        set.filter(|(of, key)| *of == family && range.contains(key)).map(|(_, key)| key).min().cloned()
+    /// The rows of a range that [`Turn::set`] set, in any order.
+    pub(super) fn set_rows(
+        &self,
+        family: Family,
+        range: &Range<Vec<u8>>,
+    ) -> impl Iterator<Item = (&Vec<u8>, &Vec<u8>)> {
+        let set = self.rows.iter().filter_map(|((of, key), value)| Some((of, key, value.as_ref()?)));
+        set.filter(move |(of, key, _)| **of == family && range.contains(*key)).map(|(_, key, value)| (key, value))
     }
 
     /// Sets a row that a later command may read.
@@ -145,7 +145,7 @@ impl Turn<'_> {
     }
 
     /// Removes rows that no command reads any more.
-    pub(super) fn delete_range(&mut self, family: Family, range: std::ops::Range<Vec<u8>>) {
+    pub(super) fn delete_range(&mut self, family: Family, range: Range<Vec<u8>>) {
         self.batch.delete_range(family, range);
     }
 
@@ -185,7 +185,16 @@ impl Turn<'_> {
             Some(Body::Seal(seal)) => Ok(self.seal(seal.chunk)),
             Some(Body::DefineRollup(rollup)) => self.define_rollup(&rollup),
             Some(Body::DropRollup(drop)) => self.drop_rollup(RollupId(drop.id)),
+            Some(Body::MoveGcTime(to)) => Ok(self.move_gc_time(Hlc(to.to))),
         }
+    }
+
+    /// Moves the time before which state cannot be read any more; never back, and never to what may yet be read as new.
+    fn move_gc_time(&mut self, to: Hlc) -> Outcome {
+        let to = to.0.min(self.hlc.0 - 1);
+        self.state.gc_hlc = self.state.gc_hlc.max(to);
+        let moved = GcTimeMoved { gc_hlc: self.state.gc_hlc };
+        Outcome { result: Some(outcome::Result::GcTimeMoved(moved)) }
     }
 
     /// Refuses what was cut for another range than the shard has.

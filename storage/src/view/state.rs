@@ -6,13 +6,13 @@ use galoo_proto::{
     Hlc,
     value::{Cell, Value},
 };
-use prost::Message;
 
 use super::View;
 use crate::{
     Error, Result,
+    cell::{Newest, Past},
     engine::{Direction, Family},
-    key::{self, CellKey},
+    key::{self, CellKey, Selection},
 };
 
 /// Cells of one player, by (family, qualifier).
@@ -20,7 +20,7 @@ use crate::{
 pub struct RowCells {
     /// The player.
     pub player: String,
-    /// Its cells, newest version only.
+    /// Its cells as they are.
     pub cells: Vec<Cell>,
 }
 
@@ -28,16 +28,87 @@ pub struct RowCells {
 const PAGE_CELLS_MAX: usize = 8_192;
 
 impl View {
-    /// Returns a player's cells: all, of one family, or one.
-    pub fn cells(&self, player: &str, family: Option<&str>, qualifier: Option<&str>) -> Result<Vec<Cell>> {
-        let range = key::cells(self.keyspace, player, family, qualifier);
+    /// Returns the selected cells of a player that are not deleted: as they are, or as they were at a time.
+    ///
+    /// A time that is still to come shows them as they are.
+    ///
+    /// # Errors
+    /// [`Error::HistoryGone`] for a time before the shard's garbage collection time.
+    pub fn cells(&self, player: &str, selection: &Selection<'_>, as_of: Option<Hlc>) -> Result<Vec<Cell>> {
+        self.check_kept(as_of)?;
+        match selection {
+            Selection::Cell(family, qualifier) => {
+                let key = key::cell(self.keyspace, player, family, qualifier);
+                let row = self.reader.get(Family::Cells, &key)?;
+                self.one(family, qualifier, &key, row, as_of)
+            }
+            _ => self.several(player, selection, as_of),
+        }
+    }
+
+    /// Returns the selected cells of each of some players, as [`View::cells`] does: one cell of each costs one look for all.
+    pub fn cells_of_many(
+        &self,
+        players: &[&str],
+        selection: &Selection<'_>,
+        as_of: Option<Hlc>,
+    ) -> Result<Vec<Vec<Cell>>> {
+        self.check_kept(as_of)?;
+        let Selection::Cell(family, qualifier) = selection else {
+            return players.iter().map(|player| self.several(player, selection, as_of)).collect();
+        };
+        let keys: Vec<_> = players.iter().map(|player| key::cell(self.keyspace, player, family, qualifier)).collect();
+        let rows = self.reader.get_many(Family::Cells, &keys)?;
+        keys.iter().zip(rows).map(|(key, row)| self.one(family, qualifier, key, row, as_of)).collect()
+    }
+
+    fn check_kept(&self, as_of: Option<Hlc>) -> Result<()> {
+        let oldest = Hlc(self.state.gc_hlc);
+        match as_of.filter(|as_of| *as_of < oldest) {
+            Some(as_of) => Err(Error::HistoryGone { as_of, oldest }),
+            None => Ok(()),
+        }
+    }
+
+    fn one(
+        &self,
+        family: &str,
+        qualifier: &str,
+        key: &[u8],
+        row: Option<Vec<u8>>,
+        as_of: Option<Hlc>,
+    ) -> Result<Vec<Cell>> {
+        let found = row.map(|row| self.at(key, &row, as_of)).transpose()?.flatten();
+        let cell = |(version, value)| cell(family.to_owned(), qualifier.to_owned(), version, value);
+        Ok(found.map(cell).into_iter().collect())
+    }
+
+    fn several(&self, player: &str, selection: &Selection<'_>, as_of: Option<Hlc>) -> Result<Vec<Cell>> {
+        let range = key::cells(self.keyspace, player, selection);
         let mut rows = self.reader.rows(Family::Cells, &range.start..&range.end, Direction::Forward)?;
-        let mut cells: Vec<Cell> = Vec::new();
-        while let Some((key, value)) = rows.next()? {
-            let CellKey::Cell { family, qualifier, version, .. } = key::parse_cell(key)? else { continue };
-            push_newest(&mut cells, family, qualifier, version, value)?;
+        let mut cells = Vec::new();
+        while let Some((key, row)) = rows.next()? {
+            if let Some((version, value)) = self.at(key, row, as_of)?
+                && let CellKey::Cell { family, qualifier, .. } = key::parse_cell(key)?
+            {
+                cells.push(cell(family, qualifier, version, value));
+            }
         }
         Ok(cells)
+    }
+
+    /// Returns a cell's value at a time, or its newest, with its version.
+    fn at(&self, cell: &[u8], row: &[u8], as_of: Option<Hlc>) -> Result<Option<(Hlc, Value)>> {
+        let newest = Newest::decode(row)?;
+        let Some(as_of) = as_of.filter(|as_of| *as_of < newest.version) else {
+            return Ok(newest.value.map(|value| (newest.version, value)));
+        };
+        let range = key::pasts(cell, as_of);
+        let mut pasts = self.reader.rows(Family::History, &range.start..&range.end, Direction::Forward)?;
+        let Some((key, row)) = pasts.next()? else { return Ok(None) };
+        let (version, past) = (key::past_version(key)?, Past::decode(row)?);
+        // Between that time and the value that came next the cell was deleted.
+        Ok((as_of < past.until).then_some((version, past.value)))
     }
 
     /// Returns players' rows in order of (token, player), page by page: all, or those of some players.
@@ -65,13 +136,8 @@ impl View {
     }
 }
 
-fn push_newest(cells: &mut Vec<Cell>, family: String, qualifier: String, version: Hlc, value: &[u8]) -> Result<()> {
-    if cells.last().is_some_and(|last| last.family == family && last.qualifier == qualifier) {
-        return Ok(());
-    }
-    let value = Some(Value::decode(value).map_err(|error| Error::row("cell", error))?);
-    cells.push(Cell { family, qualifier, value, version: version.0 });
-    Ok(())
+fn cell(family: String, qualifier: String, version: Hlc, value: Value) -> Cell {
+    Cell { family, qualifier, value: Some(value), version: version.0 }
 }
 
 /// Players' rows, a page of whole rows at a time.
@@ -98,10 +164,12 @@ impl StateScan {
                         }
                         page.push(RowCells { player, cells: Vec::new() });
                     }
-                    CellKey::Cell { player, family, qualifier, version } => {
+                    CellKey::Cell { player, family, qualifier } => {
+                        let newest = Newest::decode(value)?;
+                        let Some(value) = newest.value else { continue };
                         let row = page.last_mut().filter(|row| row.player == player);
                         let row = row.ok_or_else(|| Error::row("cell", format!("{player:?} has cells and no row")))?;
-                        push_newest(&mut row.cells, family, qualifier, version, value)?;
+                        row.cells.push(cell(family, qualifier, newest.version, value));
                     }
                 }
                 count += 1;

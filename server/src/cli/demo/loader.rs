@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use futures::future::try_join_all;
 use galoo_client::{Answer, AppendStream, Client, Producer};
-use galoo_proto::value::Event;
+use galoo_proto::{data::MutateRequest, value::Event};
 use galoo_workload::{Config, Simulation, StateChange, StateTally, Step, Tally};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::{
@@ -220,8 +220,14 @@ async fn lane(
     let mut number = 0;
     while let Some(change) = changes.recv().await {
         let stamp = producer.stamp(number, number);
-        let mutations = change.mutations.clone();
-        let mutated = client.mutate(GAME, &change.player_id, vec![], mutations, Some(stamp)).await?;
+        let request = MutateRequest {
+            game: GAME.to_owned(),
+            producer: Some(stamp),
+            player_id: change.player_id.clone(),
+            mutations: change.mutations.clone(),
+            ..Default::default()
+        };
+        let mutated = client.mutate(request).await?;
         if let Err(rejection) = mutated {
             return Err(anyhow!("a change of {} was refused: {}", change.player_id, rejection.detail).into());
         }

@@ -4,28 +4,31 @@ mod calls;
 
 use std::{pin::Pin, sync::Arc};
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, future::try_join_all};
 use galoo_proto::{
     Seq,
     data::{
-        AnswerBatch, AppendPart, AppendRequest, AppendResponse, CallBatch, CallError, EventFilter, GetRequest,
-        GetResponse, ListProducersRequest, ListProducersResponse, MutateRequest, MutateResponse, PartError,
-        RegisterProducerRequest, RegisterProducerResponse, ScanGameRequest, ScanPlayerRequest, ScanResponse,
-        TailRequest, append_part, data_client::DataClient, data_server::Data, mutate_response, part_error,
+        AnswerBatch, AppendPart, AppendRequest, AppendResponse, CallBatch, CallError, EventFilter, GetManyRequest,
+        GetManyResponse, GetRequest, GetResponse, ListProducersRequest, ListProducersResponse, MutateRequest,
+        MutateResponse, PartError, PlayerCells, RegisterProducerRequest, RegisterProducerResponse, ScanGameRequest,
+        ScanPlayerRequest, ScanResponse, TailRequest, append_part, data_client::DataClient, data_server::Data,
+        mutate_response, part_error,
     },
+    validate,
     value::StoredEvent,
 };
 use galoo_storage::{
     engine::Direction,
     view::{self, View},
 };
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
 use crate::{
     door::Door,
-    node::{NodeError, PartResult},
+    node::{NodeError, PartResult, check_answer},
     transport::{Peer, is_handed_on},
 };
 
@@ -44,7 +47,7 @@ impl DataService {
     ) -> Result<Option<(Arc<Peer>, DataClient<Channel>)>, Status> {
         let Some(peer) = self.0.node()?.elsewhere_of(game, player).await? else { return Ok(None) };
         if is_handed_on(request.metadata()) {
-            return Err(Status::unavailable("the replica that was asked for is not here yet"));
+            return Err(not_here_yet());
         }
         let client = peer.data().map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Some((peer, client)))
@@ -68,10 +71,42 @@ impl DataService {
         if let Some((peer, mut client)) = self.elsewhere(&asked.game, &asked.player_id, &request).await? {
             return Ok(client.get(peer.request(request.into_inner())).await?.into_inner());
         }
-        let GetRequest { game, player_id, family, qualifier } = request.into_inner();
-        let cells = self.0.node()?.get(&game, &player_id, &family, &qualifier).await?;
+        let cells = self.0.node()?.get(asked).await?;
         Ok(GetResponse { cells })
     }
+
+    /// Reads many players, those of each shard together and where the shard is.
+    async fn get_players(&self, request: GetManyRequest, is_handed_on: bool) -> Result<GetManyResponse, Status> {
+        let node = self.0.node()?;
+        let of_each = validate::get_many(&request).map_err(NodeError::from)?;
+        let parts = node.shards_of(&of_each.game, &request.player_ids).await?;
+        let read = parts.into_iter().map(|(shard, places)| {
+            let player_ids: Vec<_> = places.iter().map(|place| request.player_ids[*place].clone()).collect();
+            async move {
+                let players = match node.elsewhere(shard)? {
+                    None => node.get_many(shard, of_each.clone(), player_ids).await?,
+                    Some(_) if is_handed_on => return Err(not_here_yet()),
+                    Some(peer) => {
+                        let asked = GetManyRequest { of_each: Some(of_each.clone()), player_ids };
+                        let mut client = peer.data().map_err(|error| Status::unavailable(error.to_string()))?;
+                        client.get_many(peer.request(asked)).await?.into_inner().players
+                    }
+                };
+                Ok((places, players))
+            }
+        });
+        let mut all = vec![PlayerCells::default(); request.player_ids.len()];
+        for (places, players) in try_join_all(read).await? {
+            places.into_iter().zip(players).for_each(|(place, player)| all[place] = player);
+        }
+        let answer = GetManyResponse { players: all };
+        check_answer(answer.encoded_len())?;
+        Ok(answer)
+    }
+}
+
+fn not_here_yet() -> Status {
+    Status::unavailable("the replica that was asked for is not here yet")
 }
 
 fn call_error(status: &Status) -> CallError {
@@ -241,6 +276,11 @@ impl Data for DataService {
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         Ok(Response::new(self.get_cells(request).await?))
+    }
+
+    async fn get_many(&self, request: Request<GetManyRequest>) -> Result<Response<GetManyResponse>, Status> {
+        let is_handed_on = is_handed_on(request.metadata());
+        Ok(Response::new(self.get_players(request.into_inner(), is_handed_on).await?))
     }
 
     type ScanPlayerStream = Pages;

@@ -1,0 +1,515 @@
+//! Players' state against a model that remembers every moment: whatever is changed, dropped, lost and applied again, each
+//! read gives what the model knows of that moment, and each command is answered as the model answers it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use galoo_proto::{
+    Hlc, TokenRange,
+    command::{MoveGcTime, MutatePlayer, command::Body, outcome, rejection::Reason},
+    value::{
+        Cell, IntRange, ListAppend, Mutation, Null, Precondition, Value, mutation::Change, precondition::Test,
+        value::Kind,
+    },
+};
+use galoo_storage::{
+    Error, cell,
+    engine::{Direction, Engine, Family, memory::MemoryEngine, rocks, rocks::RocksEngine},
+    key::{self, Selection},
+    shard::Checksum,
+    view::View,
+};
+use proptest::prelude::*;
+
+use super::{World, event};
+
+const PLAYERS: u8 = 2;
+const FAMILIES: [&str; 2] = ["bag", "s"];
+const QUALIFIERS: [&str; 3] = ["gold", "gold\0", "list"];
+
+/// A cell of a player: family and qualifier by their places.
+type Place = (u8, u8);
+
+#[derive(Clone, Debug)]
+enum Edit {
+    Put(i64),
+    Delete,
+    Increment { by: i64, floor: Option<i64> },
+    Append { element: i64, elements_max: u32 },
+    SetAdd(i64),
+    SetRemove(i64),
+    DeleteFamily,
+    DeleteRow,
+}
+
+#[derive(Clone, Debug)]
+enum Asked {
+    Absent,
+    Exists,
+    Equals(i64),
+    /// The version that the cell, or the row, had after so many commands.
+    Version(usize),
+    Within(i64, i64),
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Tests (of the row without a place) and changes of a player; with an event or without.
+    Change {
+        player: u8,
+        asked: Option<(Option<Place>, Asked)>,
+        edits: Vec<(Place, Edit)>,
+        with_event: bool,
+    },
+    /// Moves the garbage collection time to so many commands ago.
+    MoveGcTime(u64),
+    /// Drops what can be dropped.
+    Compact,
+    Flush,
+    Crash,
+    /// Begins a read that lasts for a while.
+    Look,
+}
+
+fn place() -> impl Strategy<Value = Place> {
+    // Half of all meet in one cell.
+    prop_oneof![Just((1, 0)), (0..FAMILIES.len() as u8, 0..QUALIFIERS.len() as u8)]
+}
+
+fn edit() -> impl Strategy<Value = Edit> {
+    prop_oneof![
+        3 => (0i64..4).prop_map(Edit::Put),
+        2 => Just(Edit::Delete),
+        3 => (-3i64..4, prop::option::of(Just(0))).prop_map(|(by, floor)| Edit::Increment { by, floor }),
+        2 => (0i64..4, 0u32..3).prop_map(|(element, elements_max)| Edit::Append { element, elements_max }),
+        1 => (0i64..4).prop_map(Edit::SetAdd),
+        1 => (0i64..4).prop_map(Edit::SetRemove),
+        1 => Just(Edit::DeleteFamily),
+        1 => Just(Edit::DeleteRow),
+    ]
+}
+
+fn asked() -> impl Strategy<Value = (Option<Place>, Asked)> {
+    let of_any = || prop_oneof![Just(Asked::Absent), Just(Asked::Exists), (0usize..12).prop_map(Asked::Version)];
+    let of_cell = prop_oneof![
+        of_any(),
+        (0i64..4).prop_map(Asked::Equals),
+        (0i64..3, 0i64..3).prop_map(|(min, width)| Asked::Within(min, min + width)),
+    ];
+    prop_oneof![1 => of_any().prop_map(|asked| (None, asked)), 3 => (place().prop_map(Some), of_cell)]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let edits = prop::collection::vec((place(), edit()), 1..4);
+    prop_oneof![
+        8 => (0..PLAYERS, prop::option::of(asked()), edits, any::<bool>())
+            .prop_map(|(player, asked, edits, with_event)| Step::Change { player, asked, edits, with_event }),
+        3 => (0u64..8).prop_map(Step::MoveGcTime),
+        4 => Just(Step::Compact),
+        1 => Just(Step::Flush),
+        1 => Just(Step::Crash),
+        2 => Just(Step::Look),
+    ]
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Content {
+    Int(i64),
+    List(Vec<i64>),
+}
+
+/// What a player's cells hold, each with its version.
+type Row = BTreeMap<Place, (u64, Content)>;
+
+/// All players' rows after a command, and the versions of the rows that have cells.
+#[derive(Clone, Debug, Default)]
+struct Moment {
+    hlc: u64,
+    rows: [Row; PLAYERS as usize],
+    versions: [u64; PLAYERS as usize],
+}
+
+#[derive(Default)]
+struct Model {
+    /// The first one is before everything.
+    moments: Vec<Moment>,
+    gc: u64,
+    events: u64,
+}
+
+/// A view, how many moments it knows, and its garbage collection time.
+type Looking = (View, usize, u64);
+
+fn int(value: i64) -> Value {
+    Value { kind: Some(Kind::Int(value)) }
+}
+
+fn value(content: &Content) -> Value {
+    match content {
+        Content::Int(value) => int(*value),
+        Content::List(elements) => {
+            let text: Vec<_> = elements.iter().map(i64::to_string).collect();
+            Value { kind: Some(Kind::Json(format!("[{}]", text.join(",")))) }
+        }
+    }
+}
+
+fn mutation((family, qualifier): Place, edit: &Edit) -> Mutation {
+    let null = i32::from(Null::Null);
+    let (mut family, mut qualifier) =
+        (FAMILIES[usize::from(family)].to_owned(), QUALIFIERS[usize::from(qualifier)].to_owned());
+    let mut lowest = None;
+    let change = match edit {
+        Edit::Put(value) => Change::Put(int(*value)),
+        Edit::Delete => Change::Delete(null),
+        Edit::Increment { by, floor } => {
+            lowest = *floor;
+            Change::Increment(*by)
+        }
+        Edit::Append { element, elements_max } => {
+            Change::Append(ListAppend { value: Some(int(*element)), elements_max: *elements_max })
+        }
+        Edit::SetAdd(element) => Change::SetAdd(int(*element)),
+        Edit::SetRemove(element) => Change::SetRemove(int(*element)),
+        Edit::DeleteFamily => {
+            qualifier.clear();
+            Change::DeleteFamily(null)
+        }
+        Edit::DeleteRow => {
+            family.clear();
+            qualifier.clear();
+            Change::DeleteRow(null)
+        }
+    };
+    Mutation { family, qualifier, change: Some(change), floor: lowest, ceiling: None }
+}
+
+/// What an edit makes of a cell; `None` when it does not fit.
+fn edited(known: Option<&Content>, edit: &Edit) -> Option<Option<Content>> {
+    let list = || match known {
+        None => Some(Vec::new()),
+        Some(Content::List(elements)) => Some(elements.clone()),
+        Some(Content::Int(_)) => None,
+    };
+    Some(match edit {
+        Edit::Put(value) => Some(Content::Int(*value)),
+        Edit::Delete | Edit::DeleteFamily | Edit::DeleteRow => None,
+        Edit::Increment { by, floor } => match known {
+            Some(Content::List(_)) => return None,
+            known => {
+                let new = by + known.map_or(0, |known| if let Content::Int(value) = known { *value } else { 0 });
+                if floor.is_some_and(|floor| new < floor) {
+                    return None;
+                }
+                Some(Content::Int(new))
+            }
+        },
+        Edit::Append { element, elements_max } => {
+            let mut list = list()?;
+            list.push(*element);
+            let surplus = list.len().saturating_sub(*elements_max as usize);
+            Some(Content::List(if *elements_max == 0 { list } else { list.split_off(surplus) }))
+        }
+        Edit::SetAdd(element) => {
+            let mut set = list()?;
+            if !set.contains(element) {
+                set.push(*element);
+            }
+            Some(Content::List(set))
+        }
+        Edit::SetRemove(element) => {
+            let mut set = list()?;
+            set.retain(|one| one != element);
+            Some(Content::List(set))
+        }
+    })
+}
+
+impl Model {
+    fn now(&self) -> &Moment {
+        self.moments.last().expect("a first moment")
+    }
+
+    /// The version that a test asks for, and whether it holds now.
+    fn holds(&self, player: usize, place: Option<Place>, asked: &Asked) -> (u64, bool) {
+        let of = |moment: &Moment| match place {
+            None => moment.versions[player],
+            Some(place) => moment.rows[player].get(&place).map_or(0, |(version, _)| *version),
+        };
+        let content = place.and_then(|place| self.now().rows[player].get(&place)).map(|(_, content)| content);
+        let found = of(self.now());
+        let expected = match asked {
+            Asked::Version(after) => of(&self.moments[(*after).min(self.moments.len() - 1)]),
+            _ => 0,
+        };
+        let holds = match asked {
+            Asked::Absent => found == 0,
+            Asked::Exists => found != 0,
+            Asked::Equals(value) => content == Some(&Content::Int(*value)),
+            Asked::Version(_) => found == expected,
+            Asked::Within(min, max) => matches!(content, Some(Content::Int(value)) if (min..=max).contains(&value)),
+        };
+        (expected, holds)
+    }
+
+    /// The row after edits, and the new value of each; or the first one that does not fit.
+    fn edited(&self, player: usize, hlc: u64, edits: &[(Place, Edit)]) -> Result<(Row, Vec<Value>), u32> {
+        let mut row = self.now().rows[player].clone();
+        let mut values = Vec::new();
+        for (at, (place, edit)) in edits.iter().enumerate() {
+            let content = edited(row.get(place).map(|(_, content)| content), edit).ok_or(at as u32)?;
+            values.push(content.as_ref().map_or(Value { kind: Some(Kind::Null(Null::Null.into())) }, value));
+            match (edit, content) {
+                (Edit::DeleteRow, _) => row.clear(),
+                (Edit::DeleteFamily, _) => row.retain(|(family, _), _| *family != place.0),
+                (_, Some(content)) => drop(row.insert(*place, (hlc, content))),
+                (_, None) => drop(row.remove(place)),
+            }
+        }
+        Ok((row, values))
+    }
+}
+
+fn player_id(player: usize) -> String {
+    format!("p{player}")
+}
+
+fn change(world: &mut World, model: &mut Model, step: &Step) {
+    let Step::Change { player, asked, edits, with_event } = step else { return };
+    let player = usize::from(*player);
+    let hlc = Hlc::from_millis(1_000 + world.log.len() as u64).0;
+    let mut preconditions = Vec::new();
+    let mut is_refused = false;
+    if let Some((place, asked)) = asked {
+        let (version, holds) = model.holds(player, *place, asked);
+        is_refused = !holds;
+        let null = i32::from(Null::Null);
+        let test = match asked {
+            Asked::Absent => Test::Absent(null),
+            Asked::Exists => Test::Exists(null),
+            Asked::Equals(value) => Test::Equals(int(*value)),
+            Asked::Version(_) => Test::Version(version),
+            Asked::Within(min, max) => Test::Within(IntRange { min: Some(*min), max: Some(*max) }),
+        };
+        let name = |names: &[&str], place: u8| names[usize::from(place)].to_owned();
+        let (family, qualifier) = place.map_or_else(Default::default, |(family, qualifier)| {
+            (name(&FAMILIES, family), name(&QUALIFIERS, qualifier))
+        });
+        preconditions.push(Precondition { family, qualifier, test: Some(test) });
+    }
+    let events = with_event.then(|| event((player as u8, hlc as i64 % 40, 1)));
+    let outcome = world.apply(Body::Mutate(MutatePlayer {
+        range: Some(TokenRange::FULL.into()),
+        player_id: player_id(player),
+        preconditions,
+        mutations: edits.iter().map(|(place, edit)| mutation(*place, edit)).collect(),
+        events: events.into_iter().collect(),
+        ..MutatePlayer::default()
+    }));
+    let mut moment = Moment { hlc, ..model.now().clone() };
+    match (is_refused, model.edited(player, hlc, edits), outcome.result) {
+        (true, _, Some(outcome::Result::Rejected(rejection))) => {
+            assert_eq!(rejection.reason(), Reason::PreconditionFailed);
+        }
+        (false, Err(at), Some(outcome::Result::Rejected(rejection))) => {
+            assert_eq!((rejection.reason(), rejection.index), (Reason::CellConflict, at));
+        }
+        (false, Ok((row, values)), Some(outcome::Result::Mutated(mutated))) => {
+            let first_seq = if *with_event { model.events + 1 } else { 0 };
+            assert_eq!((mutated.values, mutated.version, mutated.first_seq), (values, hlc, first_seq));
+            model.events += u64::from(*with_event);
+            // Touching only what is not there, before and after, changes nothing.
+            let touched = |family: u8, place: &Place, edit: &Edit| match edit {
+                Edit::DeleteRow => true,
+                Edit::DeleteFamily => place.0 == family,
+                _ => false,
+            };
+            let known: BTreeSet<_> = moment.rows[player].keys().chain(row.keys()).copied().collect();
+            let changes = known.iter().any(|cell| {
+                edits.iter().any(|(place, edit)| {
+                    let whole = matches!(edit, Edit::DeleteRow | Edit::DeleteFamily);
+                    if whole { touched(cell.0, place, edit) } else { place == cell }
+                })
+            });
+            if changes {
+                moment.versions[player] = if row.is_empty() { 0 } else { hlc };
+            }
+            moment.rows[player] = row;
+        }
+        (is_refused, expected, found) => panic!("{found:?} where refused is {is_refused}, {expected:?}"),
+    }
+    model.moments.push(moment);
+}
+
+/// The cells of a moment that a selection takes, as a read shows them.
+fn cells(row: &Row, takes: impl Fn(&str, &str) -> bool) -> Vec<Cell> {
+    let cell = |((family, qualifier), (version, content)): (&Place, &(u64, Content))| Cell {
+        family: FAMILIES[usize::from(*family)].to_owned(),
+        qualifier: QUALIFIERS[usize::from(*qualifier)].to_owned(),
+        value: Some(value(content)),
+        version: *version,
+    };
+    row.iter().map(cell).filter(|cell| takes(&cell.family, &cell.qualifier)).collect()
+}
+
+/// Whatever a view may be asked of the moments that it knows is answered as they were.
+fn check(view: &View, moments: &[Moment], gc: u64) {
+    let now = moments.last().expect("a moment");
+    for player in 0..usize::from(PLAYERS) {
+        let id = player_id(player);
+        let read = |selection: Selection<'_>, as_of: Option<u64>| view.cells(&id, &selection, as_of.map(Hlc));
+        let row = &now.rows[player];
+        let found = |selection| read(selection, None).expect("reads");
+        assert_eq!(found(Selection::Row), cells(row, |_, _| true));
+        for family in FAMILIES {
+            assert_eq!(found(Selection::Family(family)), cells(row, |of, _| of == family));
+            let prefixed = cells(row, |of, name| of == family && name.starts_with("gold"));
+            assert_eq!(found(Selection::Prefix(family, "gold")), prefixed);
+            let from = cells(row, |of, name| of == family && ("gold\0".."m").contains(&name));
+            assert_eq!(found(Selection::Range(family, "gold\0".."m")), from);
+            for qualifier in QUALIFIERS {
+                let one = cells(row, |of, name| of == family && name == qualifier);
+                assert_eq!(found(Selection::Cell(family, qualifier)), one);
+            }
+        }
+        for moment in moments {
+            let was = read(Selection::Row, Some(moment.hlc));
+            if moment.hlc < gc {
+                assert!(matches!(was, Err(Error::HistoryGone { .. })), "{was:?}");
+                continue;
+            }
+            let row = &moment.rows[player];
+            assert_eq!(was.expect("reads"), cells(row, |_, _| true), "{id} as of {}", moment.hlc);
+            let one = read(Selection::Cell("s", "gold"), Some(moment.hlc)).expect("reads");
+            assert_eq!(one, cells(row, |of, name| (of, name) == ("s", "gold")), "{id} as of {}", moment.hlc);
+        }
+    }
+}
+
+/// Rows of state that nobody can read any more.
+fn dead_rows(engine: &dyn Engine, gc: u64) -> usize {
+    let all = key::keyspace_range(super::KEYSPACE);
+    let mut dead = 0;
+    for family in [Family::Cells, Family::History] {
+        let mut rows = engine.rows(family, &all.start..&all.end, Direction::Forward).expect("reads");
+        while let Some((_, row)) = rows.next().expect("reads") {
+            dead += usize::from(!cell::is_readable(family, row, Hlc(gc)));
+        }
+    }
+    dead
+}
+
+fn run(steps: &[Step], world: &mut World) {
+    let mut model = Model { moments: vec![Moment::default()], ..Model::default() };
+    let mut looking: Option<Looking> = None;
+    for step in steps {
+        match step {
+            Step::Change { .. } => change(world, &mut model, step),
+            Step::MoveGcTime(back) => {
+                let now = Hlc::from_millis(1_000 + world.log.len() as u64).0;
+                let to = Hlc::from_millis((1_000 + world.log.len() as u64).saturating_sub(*back)).0;
+                model.gc = model.gc.max(to.min(now - 1));
+                match world.apply(Body::MoveGcTime(MoveGcTime { to })).result {
+                    Some(outcome::Result::GcTimeMoved(moved)) => assert_eq!(moved.gc_hlc, model.gc),
+                    other => panic!("{other:?}"),
+                }
+                model.moments.push(Moment { hlc: now, ..model.now().clone() });
+            }
+            Step::Compact if world.log.is_empty() => {}
+            Step::Compact => {
+                world.engine.flush().expect("flushes");
+                world.shard.persisted().expect("reads");
+                for family in [Family::Cells, Family::History] {
+                    world.engine.compact(family).expect("compacts");
+                }
+                if looking.is_none() {
+                    assert_eq!(dead_rows(world.engine.as_ref(), model.gc), 0, "what may go is there");
+                }
+            }
+            Step::Flush => world.engine.flush().expect("flushes"),
+            Step::Crash => {
+                looking = None;
+                world.crash();
+            }
+            Step::Look if world.log.is_empty() => {}
+            Step::Look => looking = Some((world.view(), model.moments.len(), model.gc)),
+        }
+        if !world.log.is_empty() {
+            check(&world.view(), &model.moments, model.gc);
+        }
+        if let Some((view, count, gc)) = &looking {
+            check(view, &model.moments[..*count], *gc);
+        }
+    }
+}
+
+/// Applies a world's log once more, several commands an entry, on an engine that drops nothing: the outcomes and the content
+/// are the same.
+fn check_replica(world: &World, folder: &std::path::Path) {
+    let mut other = World::new(&folder.join("other"), Arc::new(MemoryEngine::default()), None);
+    let mut outcomes = Vec::new();
+    for (at, entry) in world.log.chunks(3).enumerate() {
+        let commands: Vec<_> = entry.iter().map(Vec::as_slice).collect();
+        outcomes.extend(other.shard.apply(at as u64 + 1, &commands).expect("applies"));
+    }
+    assert_eq!(outcomes, world.outcomes);
+    if !world.log.is_empty() {
+        let sum = |world: &World| Checksum::of(&world.view()).expect("sums").sum;
+        assert_eq!(sum(&other), sum(world), "replicas that dropped other rows differ");
+    }
+}
+
+/// A compaction filter sees no snapshots: what a read that lasts still needs is kept for it, and goes once it ends.
+#[test]
+fn what_a_lasting_read_sees_stays() {
+    let folder = tempfile::tempdir().expect("folder");
+    let engine = RocksEngine::open(&folder.path().join("rocks"), &rocks::Options::default()).expect("opens");
+    let mut world = World::new(folder.path(), Arc::new(engine), None);
+    let put =
+        |value| Step::Change { player: 0, asked: None, edits: vec![((1, 0), Edit::Put(value))], with_event: false };
+    let mut model = Model { moments: vec![Moment::default()], ..Model::default() };
+    for value in 1..4 {
+        change(&mut world, &mut model, &put(value));
+    }
+    let (view, known) = (world.view(), model.moments.clone());
+    let to = Hlc::from_millis(1_003).0;
+    world.apply(Body::MoveGcTime(MoveGcTime { to }));
+    let collect = |world: &World| {
+        world.engine.flush().expect("flushes");
+        world.shard.persisted().expect("reads");
+        world.engine.compact(Family::History).expect("compacts");
+        dead_rows(world.engine.as_ref(), to)
+    };
+    assert_eq!(collect(&world), 2);
+    check(&view, &known, 0);
+    drop(view);
+    assert_eq!(collect(&world), 0);
+    check(&world.view(), &known[3..], to);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(192))]
+    #[test]
+    fn any_run_of_changes_is_read_as_the_model_remembers_it(steps in prop::collection::vec(step(), 1..24)) {
+        let folder = tempfile::tempdir().expect("folder");
+        let memory = MemoryEngine::default();
+        let mut world = World::new(folder.path(), Arc::new(memory.clone()), Some(memory));
+        run(&steps, &mut world);
+        check_replica(&world, folder.path());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// RocksDB's compaction filter drops what nobody can read, and never what somebody can.
+    #[test]
+    fn what_the_compaction_filter_drops_nobody_can_read(steps in prop::collection::vec(step(), 8..32)) {
+        let folder = tempfile::tempdir().expect("folder");
+        let engine = RocksEngine::open(&folder.path().join("rocks"), &rocks::Options::default()).expect("opens");
+        let mut world = World::new(folder.path(), Arc::new(engine), None);
+        run(&steps, &mut world);
+        check_replica(&world, folder.path());
+    }
+}
