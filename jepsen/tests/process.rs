@@ -29,8 +29,8 @@ const NODES: usize = 3;
 const GAME: &str = "chaos";
 const SHARDS: u32 = 4;
 /// Small chunks, segments and logs, so that a minute goes through every tier, and a node that was away needs a snapshot.
-const CONFIG: &str =
-    "[storage]\nseal_bytes = 65536\nsegment_bytes_min = 65536\nsegment_bytes_max = 262144\nlog_bytes = 4194304\n";
+const CONFIG: &str = "[storage]\nseal_bytes = 65536\nsegment_bytes_min = 65536\nsegment_bytes_max = 262144\n\
+     log_bytes = 4194304\nhistory_ms = 1000\n";
 const ROLLUP: &str = "SELECT time_bucket('1 minute', event_time) AS bucket, event_type, count(*) AS events, \
                       count(distinct player_id) AS players FROM events GROUP BY 1, 2";
 /// Clients that append batch by batch, and over a stream.

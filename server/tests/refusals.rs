@@ -13,8 +13,10 @@ use std::{
 use galoo_client::Client;
 use galoo_proto::{
     admin::{CreateGameRequest, admin_client::AdminClient},
-    data::{AppendRequest, AppendResponse, append_part, data_client::DataClient},
-    value::Event,
+    data::{
+        AppendRequest, AppendResponse, GetManyRequest, GetRequest, MutateRequest, append_part, data_client::DataClient,
+    },
+    value::{self, Event, Mutation, mutation::Change, value::Kind},
 };
 use serde_json::Value;
 use support::Server;
@@ -150,6 +152,35 @@ fn bad_input_over_grpc_is_refused_and_changes_nothing() {
             let refused = data.append(request).await.expect_err("refused");
             let said = refused.message();
             assert!(refused.code() == code && words.iter().all(|word| said.contains(word)), "{refused:?}");
+        }
+        let change = |family: &str, change: Change| {
+            let (family, qualifier) = (family.to_owned(), "x".to_owned());
+            let mutation = Mutation { family, qualifier, change: Some(change), ..Mutation::default() };
+            let (game, player_id) = ("g".to_owned(), "ann".to_owned());
+            MutateRequest { game, player_id, mutations: vec![mutation], ..MutateRequest::default() }
+        };
+        let json = |text: &str| value::Value { kind: Some(Kind::Json(text.to_owned())) };
+        let other = Event { player_id: "bob".to_owned(), ..event("ann", 1, "") };
+        for (request, words) in [
+            (change("s", Change::Put(json("{\"a\":"))), ["value is not valid", "{\"a\":"]),
+            (change("s", Change::SetAdd(json(&"[".repeat(200)))), ["value is not valid", "recursion limit"]),
+            (change("", Change::Increment(1)), ["family is empty", "64"]),
+            (change("s", Change::Put(value::Value::default())), ["value", "missing"]),
+            (MutateRequest { events: vec![other], ..change("s", Change::Increment(1)) }, ["events.player_id", "bob"]),
+        ] {
+            let refused = data.mutate(request).await.expect_err("refused");
+            let said = refused.message();
+            let is_said = words.iter().all(|word| said.contains(word));
+            assert!(refused.code() == Code::InvalidArgument && is_said, "{refused:?}");
+        }
+        let of_each = || Some(GetRequest { game: "g".to_owned(), ..GetRequest::default() });
+        for (request, word) in [
+            (GetManyRequest { of_each: of_each(), player_ids: vec![] }, "player_ids has 0"),
+            (GetManyRequest { of_each: of_each(), player_ids: vec!["p".to_owned(); 1_001] }, "player_ids has 1001"),
+            (GetManyRequest { of_each: None, player_ids: vec!["p".to_owned()] }, "of_each is missing"),
+        ] {
+            let refused = data.get_many(request).await.expect_err("refused");
+            assert!(refused.code() == Code::InvalidArgument && refused.message().contains(word), "{refused:?}");
         }
         let twice = CreateGameRequest { name: "g".to_owned(), ..Default::default() };
         let refused = admin.create_game(twice).await.expect_err("refused");

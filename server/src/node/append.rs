@@ -12,9 +12,10 @@ use galoo_proto::{
     data,
     ids::producer_group,
     validate::{self, Invalid},
-    value::Event,
+    value::{Event, mutation::Change, value::Kind},
 };
 use galoo_storage::properties::{self, Kinds};
+use serde::de::IgnoredAny;
 
 use super::{Game, Node, NodeError, unexpected};
 
@@ -45,6 +46,27 @@ fn check_batch(batch: Option<&BatchId>) -> Result<(), Invalid> {
     if batch.acked_below > batch.number {
         let value = format!("{} above number {}", batch.acked_below, batch.number);
         return Err(Invalid::Pattern { field: "producer.acked_below", value, pattern: "acked_below <= number" });
+    }
+    Ok(())
+}
+
+/// Checks that what a change calls JSON is JSON.
+fn check_json(request: &data::MutateRequest) -> Result<(), Invalid> {
+    let put = request.mutations.iter().filter_map(|mutation| match mutation.change.as_ref()? {
+        Change::Put(value) | Change::SetAdd(value) | Change::SetRemove(value) => Some(value),
+        Change::Append(append) => append.value.as_ref(),
+        Change::Increment(_) | Change::Delete(_) | Change::DeleteFamily(_) | Change::DeleteRow(_) => None,
+    });
+    let texts = put.filter_map(|value| match &value.kind {
+        Some(Kind::Json(text)) => Some(text),
+        _ => None,
+    });
+    for text in texts {
+        serde_json::from_str::<IgnoredAny>(text).map_err(|error| Invalid::Json {
+            field: "value",
+            value: shown(text),
+            reason: error.to_string(),
+        })?;
     }
     Ok(())
 }
@@ -150,6 +172,7 @@ impl Node {
     ) -> Result<Result<Mutated, Rejection>, NodeError> {
         let game = self.game(&request.game).await?;
         validate::change(&request)?;
+        check_json(&request)?;
         check_batch(request.producer.as_ref())?;
         let properties = all_kinds(check_events(&request.events)?.iter().flatten());
         let events = request.events.len() as u64;

@@ -22,9 +22,9 @@ use support::done;
 
 /// Elections take a second or two, an import of so few lines as long.
 const WAIT_MAX: Duration = Duration::from_secs(120);
-/// A short log and small chunks, so that a short test needs snapshots and goes through every tier.
-const CONFIG: &str =
-    "[storage]\nseal_bytes = 65536\nsegment_bytes_min = 65536\nsegment_bytes_max = 262144\nlog_bytes = 1048576\n";
+/// A short log and history and small chunks, so that a short test needs snapshots and goes through every tier.
+const CONFIG: &str = "[storage]\nseal_bytes = 65536\nsegment_bytes_min = 65536\nsegment_bytes_max = 262144\n\
+                      log_bytes = 1048576\nhistory_ms = 1000\n";
 
 /// What a command line printed as JSON; the error is its exit code and what it said.
 type Said = Result<Value, (Option<i32>, String)>;
