@@ -30,9 +30,11 @@ pub const QUALIFIER_BYTES_MAX: usize = 1 << 10;
 pub const CELL_BYTES_MAX: usize = 1 << 20;
 /// A player's state has at most this many cells.
 pub const ROW_CELLS_MAX: u64 = 100_000;
+/// A player's state has at most this many bytes, keys and values as they are stored: it is deleted in one command.
+pub const ROW_BYTES_MAX: u64 = 16 << 20;
 /// One call reads at most this many players.
 pub const PLAYERS_READ_MAX: usize = 1_000;
-/// A read of many players answers at most this many bytes of cells.
+/// A read of players' state answers at most this many bytes of cells.
 pub const CELLS_READ_BYTES_MAX: usize = 4 << 20;
 /// One mutation of a player changes at most this many cells and has at most this many preconditions.
 pub const MUTATIONS_MAX: usize = 1_000;

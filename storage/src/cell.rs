@@ -1,10 +1,12 @@
 //! Players' state as rows of the engine, byte by byte.
 //!
 //! ```text
-//! cells     0x00 version u64 cells u32     a row's header: its last change, and its cells that are not deleted
-//!           0x01 version u64 Value         a cell's newest value
-//!           0x02 version u64               a cell that was deleted
-//! history   0x01 until u64 Value           a value that was replaced or deleted at `until`; its version is in the key
+//! cells     0x00 version u64 cells u32 bytes u64   a row's header: its last change, its cells that are not deleted, and
+//!                                                  the bytes of their keys and rows
+//!           0x01 version u64 Value                 a cell's newest value
+//!           0x02 version u64                       a cell that was deleted
+//! history   0x01 until u64 Value                   a value that was replaced or deleted at `until`; its version is in
+//!                                                  the key
 //! ```
 //!
 //! Integers are big-endian; a `Value` is protobuf. A cell's newest value stands under a key without a version, so that one
@@ -27,21 +29,25 @@ pub struct Header {
     pub version: Hlc,
     /// Cells that are not deleted.
     pub cells: u32,
+    /// Bytes of their keys and rows.
+    pub bytes: u64,
 }
 
 impl Header {
     /// Returns the header as a row.
     pub fn encode(self) -> Vec<u8> {
-        let mut row = stamped(HEADER, self.version, 4);
+        let mut row = stamped(HEADER, self.version, 12);
         row.extend_from_slice(&self.cells.to_be_bytes());
+        row.extend_from_slice(&self.bytes.to_be_bytes());
         row
     }
 
     /// Reads a row.
     pub fn decode(row: &[u8]) -> Result<Self> {
         let parse = |row| {
-            let (version, cells) = take(HEADER, row)?;
-            Some(Self { version, cells: u32::from_be_bytes(cells.try_into().ok()?) })
+            let (version, rest) = take(HEADER, row)?;
+            let (cells, bytes) = rest.split_first_chunk::<4>()?;
+            Some(Self { version, cells: u32::from_be_bytes(*cells), bytes: u64::from_be_bytes(bytes.try_into().ok()?) })
         };
         parse(row).ok_or_else(|| Error::row("row header", "malformed"))
     }
@@ -63,6 +69,11 @@ impl Newest {
             Some(value) => with_value(self.version, value),
             None => stamped(DELETED, self.version, 0),
         }
+    }
+
+    /// Bytes of the row that a value makes.
+    pub fn row_bytes(value: &Value) -> usize {
+        STAMP_BYTES + value.encoded_len()
     }
 
     /// Reads a row.
@@ -97,8 +108,11 @@ impl Past {
     }
 }
 
+/// Bytes of a row's tag and time.
+const STAMP_BYTES: usize = 9;
+
 fn stamped(tag: u8, at: Hlc, more: usize) -> Vec<u8> {
-    let mut row = Vec::with_capacity(9 + more);
+    let mut row = Vec::with_capacity(STAMP_BYTES + more);
     row.push(tag);
     row.extend_from_slice(&at.0.to_be_bytes());
     row
@@ -131,7 +145,7 @@ pub fn is_readable(family: Family, row: &[u8], gc: Hlc) -> bool {
     match family {
         Family::Cells => match (take(DELETED, row), take(HEADER, row)) {
             (Some((deleted, [])), _) => deleted > gc,
-            (_, Some((changed, [0, 0, 0, 0]))) => changed > gc,
+            (_, Some((changed, [0, 0, 0, 0, ..]))) => changed > gc,
             _ => true,
         },
         Family::History => take(VALUE, row).is_none_or(|(until, _)| until > gc),
@@ -149,12 +163,13 @@ mod tests {
     fn rows_are_these_bytes() {
         let value = Value { kind: Some(Kind::Int(-1)) };
         let (at, stamp) = (Hlc(0x0102), [0, 0, 0, 0, 0, 0, 1, 2]);
-        let header = Header { version: at, cells: 3 };
-        assert_eq!(header.encode(), [&[0][..], &stamp, &[0, 0, 0, 3]].concat());
+        let header = Header { version: at, cells: 3, bytes: 0x0405 };
+        assert_eq!(header.encode(), [&[0][..], &stamp, &[0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 4, 5]].concat());
         assert_eq!(Header::decode(&header.encode()).expect("decodes"), header);
         let newest = Newest { version: at, value: Some(value.clone()) };
         assert_eq!(newest.encode(), [&[1][..], &stamp, &[0x18, 1]].concat());
         assert_eq!(Newest::decode(&newest.encode()).expect("decodes"), newest);
+        assert_eq!(Newest::row_bytes(&value), newest.encode().len());
         let deleted = Newest { version: at, value: None };
         assert_eq!(deleted.encode(), [&[2][..], &stamp].concat());
         assert_eq!(Newest::decode(&deleted.encode()).expect("decodes"), deleted);
@@ -176,10 +191,10 @@ mod tests {
             let readable = |family, row: Vec<u8>| is_readable(family, &row, Hlc(gc));
             let at = Hlc(5);
             assert_eq!(readable(Family::Cells, Newest { version: at, value: None }.encode()), ended_later);
-            assert_eq!(readable(Family::Cells, Header { version: at, cells: 0 }.encode()), ended_later);
+            assert_eq!(readable(Family::Cells, Header { version: at, cells: 0, bytes: 0 }.encode()), ended_later);
             assert_eq!(readable(Family::History, Past { until: at, value: value() }.encode()), ended_later);
             assert!(readable(Family::Cells, Newest { version: at, value: Some(value()) }.encode()));
-            assert!(readable(Family::Cells, Header { version: at, cells: 1 }.encode()));
+            assert!(readable(Family::Cells, Header { version: at, cells: 1, bytes: 9 }.encode()));
             assert!(readable(Family::Producers, vec![2, 0, 0, 0, 0, 0, 0, 0, 0]));
         }
     }

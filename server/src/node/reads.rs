@@ -33,13 +33,12 @@ fn selected(request: &GetRequest) -> (Selection<'_>, Option<Hlc>) {
     (selection, Some(Hlc(request.as_of)).filter(|as_of| as_of.0 > 0))
 }
 
-/// Refuses an answer about many players that has too many bytes.
+/// Refuses an answer that has too many bytes.
 pub fn check_answer(bytes: usize) -> Result<(), NodeError> {
     if bytes <= CELLS_READ_BYTES_MAX {
         return Ok(());
     }
-    let said =
-        format!("the cells of player_ids have {bytes} bytes; the limit is {CELLS_READ_BYTES_MAX}: ask for fewer");
+    let said = format!("the cells have {bytes} bytes; an answer takes {CELLS_READ_BYTES_MAX}: ask for fewer of them");
     Err(NodeError::Refused(said))
 }
 
@@ -103,7 +102,9 @@ impl Node {
         validate::get(request)?;
         let view = self.player_view(&request.game, &request.player_id).await?;
         let (selection, as_of) = selected(request);
-        Ok(view.cells(&request.player_id, &selection, as_of)?)
+        let cells = view.cells(&request.player_id, &selection, as_of)?;
+        check_answer(cells.iter().map(Message::encoded_len).sum())?;
+        Ok(cells)
     }
 
     /// Cuts players by shard: for each shard the places of its players.

@@ -11,7 +11,7 @@ use std::{
 use galoo_proto::{
     Hlc, Token,
     command::{MutatePlayer, Mutated, Outcome, Rejection, outcome, rejection::Reason},
-    limits::ROW_CELLS_MAX,
+    limits::{ROW_BYTES_MAX, ROW_CELLS_MAX},
     value::{Mutation, Null, Precondition, Value, mutation::Change, precondition::Test, value::Kind},
 };
 use prost::Message;
@@ -48,6 +48,11 @@ impl Draft {
     fn set(&mut self, value: Option<Value>) {
         self.value = value;
         self.touched = true;
+    }
+
+    /// Whether it leaves something else: what is not there and is deleted stays as it is.
+    fn changes(&self) -> bool {
+        self.touched && (self.stored.is_some() || self.value.is_some())
     }
 }
 
@@ -90,28 +95,22 @@ impl Turn<'_> {
                 Err(misfit) => return Ok(refused(Reason::CellConflict, index, misfit)),
             }
         }
-        let touched = || drafts.values().filter(|draft| draft.touched);
-        let removed = touched().filter(|draft| draft.stored.is_some()).count();
-        let written = touched().filter(|draft| draft.value.is_some()).count();
-        let cells = u64::from(header.cells) + written as u64 - removed as u64;
-        if cells > ROW_CELLS_MAX && written > removed {
-            let detail = format!("the row would have {cells} cells; the limit is {ROW_CELLS_MAX}");
-            return Ok(rejected(Reason::RowTooLarge, ROW_CELLS_MAX, detail));
-        }
+        let grown = match grown(header, &drafts, self.hlc) {
+            Ok(grown) => grown,
+            Err(too_large) => return Ok(too_large),
+        };
         for mutation in &mutate.mutations {
             let cell = key::cell(self.shard.keyspace, &mutate.player_id, &mutation.family, &mutation.qualifier);
             if let Some(value) = drafts.get(&cell).and_then(|draft| draft.value.as_ref()) {
                 self.learn_qualifier(&mutation.family, &mutation.qualifier, value)?;
             }
         }
-        let changes = touched().any(|draft| draft.stored.is_some() || draft.value.is_some());
-        for (cell, draft) in drafts.into_iter().filter(|(_, draft)| draft.touched) {
-            self.store_cell(cell, draft);
-        }
-        if changes {
-            let header = Header { version: self.hlc, cells: u32::try_from(cells).unwrap_or(u32::MAX) };
-            self.set(Family::Cells, row_key, header.encode());
+        if drafts.values().any(Draft::changes) {
+            self.set(Family::Cells, row_key, grown.encode());
             self.state.state_hlc = self.hlc.0;
+        }
+        for (cell, draft) in drafts.into_iter().filter(|(_, draft)| draft.changes()) {
+            self.store_cell(cell, draft);
         }
         let first_seq = if mutate.events.is_empty() { 0 } else { self.state.last_seq + 1 };
         self.learn_properties(mutate.properties);
@@ -211,9 +210,6 @@ impl Turn<'_> {
 
     /// Writes a cell that was changed, and what it was.
     fn store_cell(&mut self, cell: Vec<u8>, Draft { stored, value, .. }: Draft) {
-        if stored.is_none() && value.is_none() {
-            return;
-        }
         if let Some((version, value)) = stored {
             self.put(Family::History, key::past(&cell, version), Past { until: self.hlc, value }.encode());
         }
@@ -230,6 +226,30 @@ impl Turn<'_> {
         }
         Ok(())
     }
+}
+
+/// Returns a row's header after a change, or the refusal of one that makes a row too large; one that makes a row smaller
+/// is never refused.
+fn grown(header: Header, drafts: &Drafts, now: Hlc) -> Result<Header, Outcome> {
+    let (mut cells, mut bytes) = (i128::from(header.cells), i128::from(header.bytes));
+    for (cell, draft) in drafts.iter().filter(|(_, draft)| draft.touched) {
+        let bytes_of = |value: &Value| (cell.len() + Newest::row_bytes(value)) as i128;
+        let (before, after) =
+            (draft.stored.as_ref().map(|(_, value)| bytes_of(value)), draft.value.as_ref().map(bytes_of));
+        cells += i128::from(after.is_some()) - i128::from(before.is_some());
+        bytes += after.unwrap_or(0) - before.unwrap_or(0);
+    }
+    for (what, before, after, limit) in [
+        ("cells", i128::from(header.cells), cells, ROW_CELLS_MAX),
+        ("bytes", i128::from(header.bytes), bytes, ROW_BYTES_MAX),
+    ] {
+        if after > before && after > i128::from(limit) {
+            let detail = format!("the row would have {after} {what}; the limit is {limit}");
+            return Err(rejected(Reason::RowTooLarge, limit, detail));
+        }
+    }
+    let cells = u32::try_from(cells).unwrap_or_default();
+    Ok(Header { version: now, cells, bytes: u64::try_from(bytes).unwrap_or_default() })
 }
 
 /// What a refused command met.

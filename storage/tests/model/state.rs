@@ -9,6 +9,7 @@ use std::{
 use galoo_proto::{
     Hlc, TokenRange,
     command::{MoveGcTime, MutatePlayer, command::Body, outcome, rejection::Reason},
+    limits::{CELL_BYTES_MAX, ROW_BYTES_MAX},
     value::{
         Cell, IntRange, ListAppend, Mutation, Null, Precondition, Value, mutation::Change, precondition::Test,
         value::Kind,
@@ -459,6 +460,40 @@ fn check_replica(world: &World, folder: &std::path::Path) {
         let sum = |world: &World| Checksum::of(&world.view()).expect("sums").sum;
         assert_eq!(sum(&other), sum(world), "replicas that dropped other rows differ");
     }
+}
+
+/// A row is bounded in bytes, so that it can be deleted in one command; what makes it smaller is never refused.
+#[test]
+fn a_row_that_would_be_too_large_is_refused() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = World::new(folder.path(), Arc::new(MemoryEngine::default()), None);
+    let mut apply = |qualifier: &str, change| {
+        let (family, qualifier) = (if qualifier.is_empty() { "" } else { "s" }.to_owned(), qualifier.to_owned());
+        let mutations = vec![Mutation { family, qualifier, change: Some(change), ..Mutation::default() }];
+        let (range, player_id) = (Some(TokenRange::FULL.into()), "p0".to_owned());
+        match world.apply(Body::Mutate(MutatePlayer { range, player_id, mutations, ..MutatePlayer::default() })).result
+        {
+            Some(outcome::Result::Mutated(_)) => None,
+            Some(outcome::Result::Rejected(rejection)) => Some((rejection.reason(), rejection.limit)),
+            other => panic!("{other:?}"),
+        }
+    };
+    let text = |bytes: usize| Change::Put(Value { kind: Some(Kind::String("x".repeat(bytes))) });
+    // Keys and stamps count too: the last of them is too much.
+    let refused = Some((Reason::RowTooLarge, ROW_BYTES_MAX));
+    let full = usize::try_from(ROW_BYTES_MAX).expect("small") / CELL_BYTES_MAX;
+    for place in 0..full {
+        assert_eq!(apply(&place.to_string(), text(CELL_BYTES_MAX)), refused.filter(|_| place + 1 == full), "{place}");
+    }
+    assert_eq!(apply("more", text(CELL_BYTES_MAX / 2)), None);
+    assert_eq!(apply("more", text(CELL_BYTES_MAX)), refused);
+    assert_eq!(apply("more", text(1)), None);
+    let null = i32::from(Null::Null);
+    assert_eq!(apply("0", Change::Delete(null)), None);
+    assert_eq!(apply("more", text(CELL_BYTES_MAX)), None);
+    assert_eq!(apply("", Change::DeleteRow(null)), None);
+    assert_eq!(apply("more", text(CELL_BYTES_MAX)), None);
+    assert_eq!(world.view().cells("p0", &Selection::Row, None).expect("reads").len(), 1);
 }
 
 /// A compaction filter sees no snapshots: what a read that lasts still needs is kept for it, and goes once it ends.
