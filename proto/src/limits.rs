@@ -28,6 +28,8 @@ pub const FAMILY_BYTES_MAX: usize = 64;
 pub const QUALIFIER_BYTES_MAX: usize = 1 << 10;
 /// A cell's value has at most this many bytes.
 pub const CELL_BYTES_MAX: usize = 1 << 20;
+/// A list or set has at most this many bytes of JSON: each change of it writes it anew.
+pub const LIST_BYTES_MAX: usize = 64 << 10;
 /// A player's state has at most this many cells.
 pub const ROW_CELLS_MAX: u64 = 100_000;
 /// A player's state has at most this many bytes, keys and values as they are stored: it is deleted in one command.

@@ -3,10 +3,14 @@
 //! Every refusal names the field, the value and the limit. What passes here is trusted further in: the state machine
 //! checks these limits no more.
 
+use std::collections::HashSet;
+
+use prost::Message;
+
 use crate::{
     data::{GetManyRequest, GetRequest, MutateRequest},
     limits::*,
-    value,
+    value::{self, mutation::Change},
 };
 
 /// A field of a request that is outside its limits.
@@ -185,6 +189,17 @@ pub fn change(request: &MutateRequest) -> Result<(), Invalid> {
     count("preconditions", request.preconditions.len(), 0)?;
     request.preconditions.iter().try_for_each(precondition)?;
     request.mutations.iter().try_for_each(mutation)?;
+    let mut whole = HashSet::new();
+    for mutation in &request.mutations {
+        let deletes = matches!(mutation.change, Some(Change::DeleteFamily(_) | Change::DeleteRow(_)));
+        if deletes && !whole.insert(mutation.family.as_str()) {
+            return Err(Invalid::Together { fields: "two delete_row, or two delete_family of one family," });
+        }
+    }
+    let bytes = request.encoded_len();
+    if bytes > BATCH_BYTES_MAX {
+        return Err(Invalid::TooLong { field: "the change", bytes, bytes_max: BATCH_BYTES_MAX });
+    }
     match request.events.iter().find(|event| event.player_id != request.player_id) {
         Some(other) => Err(Invalid::Pattern {
             field: "events.player_id",
@@ -217,7 +232,6 @@ fn bounds(field: &'static str, low: Option<i64>, high: Option<i64>) -> Result<()
 }
 
 fn mutation(mutation: &value::Mutation) -> Result<(), Invalid> {
-    use value::mutation::Change;
     let unnamed = |field, value: &str| match value.is_empty() {
         true => Ok(()),
         false => Err(Invalid::Pattern { field, value: value.to_owned(), pattern: "nothing, with what is deleted" }),

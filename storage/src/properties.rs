@@ -193,7 +193,8 @@ pub fn check(json: &str) -> Result<Vec<(Cow<'_, str>, Kinds)>, InvalidProperties
     }
 }
 
-fn depth(raw: &str) -> usize {
+/// Returns how deep the arrays and objects of a JSON text nest.
+pub fn depth(raw: &str) -> usize {
     let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
     for byte in raw.bytes() {
         match byte {

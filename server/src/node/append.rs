@@ -11,6 +11,7 @@ use galoo_proto::{
     },
     data,
     ids::producer_group,
+    limits::JSON_DEPTH_MAX,
     validate::{self, Invalid},
     value::{Event, mutation::Change, value::Kind},
 };
@@ -62,11 +63,13 @@ fn check_json(request: &data::MutateRequest) -> Result<(), Invalid> {
         _ => None,
     });
     for text in texts {
-        serde_json::from_str::<IgnoredAny>(text).map_err(|error| Invalid::Json {
-            field: "value",
-            value: shown(text),
-            reason: error.to_string(),
-        })?;
+        let depth = properties::depth(text);
+        let reason = match serde_json::from_str::<IgnoredAny>(text) {
+            Err(error) => error.to_string(),
+            Ok(_) if depth > JSON_DEPTH_MAX => format!("it nests {depth} deep; the limit is {JSON_DEPTH_MAX}"),
+            Ok(_) => continue,
+        };
+        return Err(Invalid::Json { field: "value", value: shown(text), reason });
     }
     Ok(())
 }

@@ -17,8 +17,8 @@ use prost::Message;
 use super::{Node, NodeError};
 use crate::{driver::DriveError, transport::Peer};
 
-/// Players whose cells are looked up together.
-const READ_TOGETHER_MAX: usize = 100;
+/// Players of whom one cell is looked up together; rows are read one by one.
+const READ_TOGETHER_MAX: usize = 16;
 
 /// Which cells a request reads, and of when.
 fn selected(request: &GetRequest) -> (Selection<'_>, Option<Hlc>) {
@@ -101,10 +101,17 @@ impl Node {
     pub async fn get(&self, request: &GetRequest) -> Result<Vec<Cell>, NodeError> {
         validate::get(request)?;
         let view = self.player_view(&request.game, &request.player_id).await?;
-        let (selection, as_of) = selected(request);
-        let cells = view.cells(&request.player_id, &selection, as_of)?;
-        check_answer(cells.iter().map(Message::encoded_len).sum())?;
-        Ok(cells)
+        if let (selection @ Selection::Cell(..), as_of) = selected(request) {
+            return Ok(view.cells(&request.player_id, &selection, as_of)?);
+        }
+        let request = request.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let (selection, as_of) = selected(&request);
+            let cells = view.cells(&request.player_id, &selection, as_of)?;
+            check_answer(cells.iter().map(Message::encoded_len).sum())?;
+            Ok(cells)
+        });
+        read.await.map_err(|_| NodeError::Stopping)?
     }
 
     /// Cuts players by shard: for each shard the places of its players.
@@ -124,7 +131,8 @@ impl Node {
         let read = tokio::task::spawn_blocking(move || {
             let (selection, as_of) = selected(&of_each);
             let (mut read, mut bytes) = (Vec::with_capacity(player_ids.len()), 0);
-            for some in player_ids.chunks(READ_TOGETHER_MAX) {
+            let together = if matches!(selection, Selection::Cell(..)) { READ_TOGETHER_MAX } else { 1 };
+            for some in player_ids.chunks(together) {
                 let players: Vec<_> = some.iter().map(String::as_str).collect();
                 for (player_id, cells) in some.iter().zip(view.cells_of_many(&players, &selection, as_of)?) {
                     let player = PlayerCells { player_id: player_id.clone(), cells };

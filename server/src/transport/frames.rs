@@ -47,8 +47,12 @@ pub(super) fn frame(message: &impl Message) -> Bytes {
     frame.into()
 }
 
+/// Bytes of a frame: messages up to their limit, and a command more, which weighs at most twice what a call may bring:
+/// the names of its events' properties stand in it once more.
+const FRAME_BYTES_MAX: usize = 4 * GRPC_MESSAGE_BYTES_MAX;
+
 fn codec() -> LengthDelimitedCodec {
-    LengthDelimitedCodec::builder().length_field_length(HEAD_BYTES).max_frame_length(GRPC_MESSAGE_BYTES_MAX).new_codec()
+    LengthDelimitedCodec::builder().length_field_length(HEAD_BYTES).max_frame_length(FRAME_BYTES_MAX).new_codec()
 }
 
 type Frames = FramedRead<TcpStream, LengthDelimitedCodec>;

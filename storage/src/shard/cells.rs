@@ -178,8 +178,9 @@ impl Turn<'_> {
         };
         let range = key::cells(self.shard.keyspace, player, &selection);
         for (cell, row) in self.cell_rows(&range)? {
-            if let Entry::Vacant(place) = drafts.entry(cell) {
-                place.insert(Draft::new(Some(&row))?);
+            let draft = Draft::new(Some(&row))?;
+            if let (Entry::Vacant(place), Some(_)) = (drafts.entry(cell), &draft.stored) {
+                place.insert(draft);
             }
         }
         drafts.range_mut(range).for_each(|(_, draft)| draft.set(None));

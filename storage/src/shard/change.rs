@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use galoo_proto::{
-    limits::CELL_BYTES_MAX,
+    limits::LIST_BYTES_MAX,
     value::{IntRange, ListAppend, Mutation, Value, mutation::Change, value::Kind},
 };
 use serde_json::value::RawValue;
@@ -27,16 +27,16 @@ pub(super) fn changed(value: Option<&Value>, mutation: &Mutation) -> Result<Opti
         }
         Some(Change::SetAdd(new)) => {
             let new = element(Some(new))?;
-            let mut set = elements(value)?;
-            if !set.iter().any(|one| is_same(one, &new)) {
+            let (mut set, said) = (elements(value)?, Property::parse(&new));
+            if !set.iter().any(|one| is_same(one, &new, said.as_ref())) {
                 set.push(&new);
             }
             Some(array(&set)?)
         }
         Some(Change::SetRemove(gone)) => {
             let gone = element(Some(gone))?;
-            let mut set = elements(value)?;
-            set.retain(|one| !is_same(one, &gone));
+            let (mut set, said) = (elements(value)?, Property::parse(&gone));
+            set.retain(|one| !is_same(one, &gone, said.as_ref()));
             Some(array(&set)?)
         }
         Some(Change::Delete(_) | Change::DeleteFamily(_) | Change::DeleteRow(_)) | None => None,
@@ -85,14 +85,15 @@ fn element(value: Option<&Value>) -> Result<Cow<'_, str>, String> {
     })
 }
 
-fn is_same(one: &str, other: &str) -> bool {
-    one == other || Property::parse(one).is_some_and(|one| Some(one) == Property::parse(other))
+/// Whether an element is another one, which says `said`, if it is Unicode at all.
+fn is_same(one: &str, other: &str, said: Option<&Property<'_>>) -> bool {
+    one == other || (said.is_some() && Property::parse(one).as_ref() == said)
 }
 
 fn array(elements: &[&str]) -> Result<Value, String> {
     let text = format!("[{}]", elements.join(","));
-    if text.len() > CELL_BYTES_MAX {
-        return Err(format!("would have {} bytes; the limit is {CELL_BYTES_MAX}", text.len()));
+    if text.len() > LIST_BYTES_MAX {
+        return Err(format!("would have {} bytes; the limit of a list or set is {LIST_BYTES_MAX}", text.len()));
     }
     Ok(Value { kind: Some(Kind::Json(text)) })
 }
@@ -178,14 +179,14 @@ mod tests {
         let add = |value: Value, element: Value| changed(Some(&value), &mutation(Change::SetAdd(element)));
         let bytes = Value { kind: Some(Kind::Bytes(vec![1])) };
         let nan = Value { kind: Some(Kind::Float(f64::NAN)) };
-        let large = text(&"x".repeat(CELL_BYTES_MAX));
+        let large = text(&"x".repeat(LIST_BYTES_MAX));
         for (value, element, said) in [
             (text("[]"), int(1), "is no JSON array"),
             (json_of("{}"), int(1), "is no JSON array"),
             (json_of("[]"), bytes, "what JSON can say"),
             (json_of("[]"), nan, "what JSON can say"),
             (json_of("[]"), json_of("["), "takes JSON"),
-            (json_of("[]"), large, "the limit is 1048576"),
+            (json_of("[]"), large, "the limit of a list or set is 65536"),
         ] {
             let error = add(value, element).expect_err("refused");
             assert!(error.contains(said), "{error}");

@@ -4,7 +4,7 @@ mod calls;
 
 use std::{pin::Pin, sync::Arc};
 
-use futures::{Stream, StreamExt, future::try_join_all};
+use futures::{Stream, StreamExt};
 use galoo_proto::{
     Seq,
     data::{
@@ -92,18 +92,26 @@ impl DataService {
                         client.get_many(peer.request(asked)).await?.into_inner().players
                     }
                 };
+                if players.len() != places.len() {
+                    return Err(Status::internal(format!("{shard} answered {} of {}", players.len(), places.len())));
+                }
                 Ok((places, players))
             }
         });
-        let mut all = vec![PlayerCells::default(); request.player_ids.len()];
-        for (places, players) in try_join_all(read).await? {
+        let (mut all, mut bytes) = (vec![PlayerCells::default(); request.player_ids.len()], 0);
+        let mut answers = futures::stream::iter(read).buffer_unordered(SHARDS_READ_MAX);
+        while let Some(answer) = answers.next().await {
+            let (places, players) = answer?;
+            bytes += players.iter().map(Message::encoded_len).sum::<usize>();
+            check_answer(bytes)?;
             places.into_iter().zip(players).for_each(|(place, player)| all[place] = player);
         }
-        let answer = GetManyResponse { players: all };
-        check_answer(answer.encoded_len())?;
-        Ok(answer)
+        Ok(GetManyResponse { players: all })
     }
 }
+
+/// Shards that one call reads at once.
+const SHARDS_READ_MAX: usize = 8;
 
 fn not_here_yet() -> Status {
     Status::unavailable("the replica that was asked for is not here yet")
