@@ -11,7 +11,7 @@ use std::{
 use galoo_proto::{
     Hlc, Token,
     command::{MutatePlayer, Mutated, Outcome, Rejection, outcome, rejection::Reason},
-    limits::{ROW_BYTES_MAX, ROW_CELLS_MAX},
+    limits::{CELLS_READ_BYTES_MAX, ROW_BYTES_MAX, ROW_CELLS_MAX},
     value::{Mutation, Null, Precondition, Value, mutation::Change, precondition::Test, value::Kind},
 };
 use prost::Message;
@@ -88,12 +88,22 @@ impl Turn<'_> {
                 return Ok(refused(Reason::PreconditionFailed, index, failed));
             }
         }
-        let mut values = Vec::with_capacity(mutate.mutations.len());
+        let (mut values, mut answer_bytes) = (Vec::with_capacity(mutate.mutations.len()), 0);
         for (index, mutation) in mutate.mutations.iter().enumerate() {
             match self.draft_change(&mut drafts, &mutate.player_id, mutation)? {
-                Ok(value) => values.push(value.unwrap_or(Value { kind: Some(Kind::Null(Null::Null.into())) })),
+                Ok(value) => {
+                    let value = value.unwrap_or(Value { kind: Some(Kind::Null(Null::Null.into())) });
+                    answer_bytes += value.encoded_len();
+                    values.push(value);
+                }
                 Err(misfit) => return Ok(refused(Reason::CellConflict, index, misfit)),
             }
+        }
+        // Lists and sets weigh more than what is added to them.
+        if answer_bytes > CELLS_READ_BYTES_MAX {
+            let limit = CELLS_READ_BYTES_MAX as u64;
+            let detail = format!("the new values have {answer_bytes} bytes; an answer takes {limit}");
+            return Ok(rejected(Reason::CellConflict, limit, detail));
         }
         let grown = match grown(header, &drafts, self.hlc) {
             Ok(grown) => grown,

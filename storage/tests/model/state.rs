@@ -9,7 +9,7 @@ use std::{
 use galoo_proto::{
     Hlc, TokenRange,
     command::{MoveGcTime, MutatePlayer, command::Body, outcome, rejection::Reason},
-    limits::{CELL_BYTES_MAX, ROW_BYTES_MAX},
+    limits::{CELL_BYTES_MAX, CELLS_READ_BYTES_MAX, ROW_BYTES_MAX},
     value::{
         Cell, IntRange, ListAppend, Mutation, Null, Precondition, Value, mutation::Change, precondition::Test,
         value::Kind,
@@ -479,6 +479,10 @@ fn a_row_that_would_be_too_large_is_refused() {
         }
     };
     let text = |bytes: usize| Change::Put(Value { kind: Some(Kind::String("x".repeat(bytes))) });
+    let element = |bytes: usize| {
+        let value = Some(Value { kind: Some(Kind::String("x".repeat(bytes))) });
+        ListAppend { value, elements_max: 0 }
+    };
     // Keys and stamps count too: the last of them is too much.
     let refused = Some((Reason::RowTooLarge, ROW_BYTES_MAX));
     let full = usize::try_from(ROW_BYTES_MAX).expect("small") / CELL_BYTES_MAX;
@@ -492,8 +496,27 @@ fn a_row_that_would_be_too_large_is_refused() {
     assert_eq!(apply("0", Change::Delete(null)), None);
     assert_eq!(apply("more", text(CELL_BYTES_MAX)), None);
     assert_eq!(apply("", Change::DeleteRow(null)), None);
+    assert_eq!(apply("list", Change::Append(element(60 << 10))), None);
+    assert_eq!(apply("list", Change::Append(element(60 << 10))), Some((Reason::CellConflict, 0)), "a list is small");
     assert_eq!(apply("more", text(CELL_BYTES_MAX)), None);
-    assert_eq!(world.view().cells("p0", &Selection::Row, None).expect("reads").len(), 1);
+    assert_eq!(world.view().cells("p0", &Selection::Row, None).expect("reads").len(), 2);
+    // Each is within its limit, and all of them are more than an answer takes.
+    let again = |_| Mutation {
+        family: "s".to_owned(),
+        qualifier: "list".to_owned(),
+        change: Some(Change::SetAdd(int(1))),
+        ..Mutation::default()
+    };
+    let outcome = world.apply(Body::Mutate(MutatePlayer {
+        range: Some(TokenRange::FULL.into()),
+        player_id: "p0".to_owned(),
+        mutations: (0..100).map(again).collect(),
+        ..MutatePlayer::default()
+    }));
+    match outcome.result {
+        Some(outcome::Result::Rejected(rejection)) => assert_eq!(rejection.limit, CELLS_READ_BYTES_MAX as u64),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// A compaction filter sees no snapshots: what a read that lasts still needs is kept for it, and goes once it ends.
