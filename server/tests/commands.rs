@@ -155,7 +155,8 @@ fn state_is_changed_under_conditions_and_read_as_it_was() {
         let arguments = [&["get", "--game", "g", "bob", "--json"], rest].concat();
         let read = |line: &str| {
             let cell: serde_json::Value = serde_json::from_str(line).expect("JSON");
-            format!("{}:{}={}", cell["family"].as_str().unwrap(), cell["qualifier"].as_str().unwrap(), cell["value"])
+            let name = |part: &str| cell[part].as_str().expect("a name").to_owned();
+            format!("{}:{}={}", name("family"), name("qualifier"), cell["value"])
         };
         printed(&server, &arguments).lines().map(read).collect::<Vec<_>>()
     };

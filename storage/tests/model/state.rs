@@ -1,10 +1,7 @@
 //! Players' state against a model that remembers every moment: whatever is changed, dropped, lost and applied again, each
 //! read gives what the model knows of that moment, and each command is answered as the model answers it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use galoo_proto::{
     Hlc, TokenRange,
@@ -322,18 +319,13 @@ fn change(world: &mut World, model: &mut Model, step: &Step) {
             assert_eq!((mutated.values, mutated.version, mutated.first_seq), (values, hlc, first_seq));
             model.events += u64::from(*with_event);
             // Touching only what is not there, before and after, changes nothing.
-            let touched = |family: u8, place: &Place, edit: &Edit| match edit {
+            let touches = |(place, edit): &(Place, Edit), cell: &Place| match edit {
                 Edit::DeleteRow => true,
-                Edit::DeleteFamily => place.0 == family,
-                _ => false,
+                Edit::DeleteFamily => place.0 == cell.0,
+                _ => place == cell,
             };
-            let known: BTreeSet<_> = moment.rows[player].keys().chain(row.keys()).copied().collect();
-            let changes = known.iter().any(|cell| {
-                edits.iter().any(|(place, edit)| {
-                    let whole = matches!(edit, Edit::DeleteRow | Edit::DeleteFamily);
-                    if whole { touched(cell.0, place, edit) } else { place == cell }
-                })
-            });
+            let mut known = moment.rows[player].keys().chain(row.keys());
+            let changes = known.any(|cell| edits.iter().any(|edit| touches(edit, cell)));
             if changes {
                 moment.versions[player] = if row.is_empty() { 0 } else { hlc };
             }
