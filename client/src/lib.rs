@@ -20,7 +20,7 @@ use galoo_proto::{
     admin::{self, admin_client::AdminClient},
     command::{Mutated, Rejection},
     data::{self, call, call_answer, data_client::DataClient, mutate_response},
-    value::{Cell, StoredEvent},
+    value::{Cell, FamilyDefinition, StoredEvent},
 };
 use tonic::{Code, Response, Status, transport::Channel};
 
@@ -186,6 +186,26 @@ impl Client {
     pub async fn drop_game(&self, name: &str) -> Result<()> {
         let request = admin::DropGameRequest { name: name.to_owned() };
         self.admin(&request, |mut admin, request| async move { admin.drop_game(request).await }).await.map(|_| ())
+    }
+
+    /// Declares a family of a game's cells, or declares it anew.
+    pub async fn define_family(&self, game: &str, family: FamilyDefinition) -> Result<FamilyDefinition> {
+        let request = admin::DefineFamilyRequest { game: game.to_owned(), family: Some(family) };
+        let family =
+            self.admin(&request, |mut admin, request| async move { admin.define_family(request).await }).await?.family;
+        family.ok_or(Error::Malformed("a declared family without its definition"))
+    }
+
+    /// A game's declared families, by name.
+    pub async fn list_families(&self, game: &str) -> Result<Vec<FamilyDefinition>> {
+        let request = admin::ListFamiliesRequest { game: game.to_owned() };
+        Ok(self.admin(&request, |mut admin, request| async move { admin.list_families(request).await }).await?.families)
+    }
+
+    /// Takes a family's declaration back; its cells stay.
+    pub async fn drop_family(&self, game: &str, name: &str) -> Result<()> {
+        let request = admin::DropFamilyRequest { game: game.to_owned(), name: name.to_owned() };
+        self.admin(&request, |mut admin, request| async move { admin.drop_family(request).await }).await.map(|_| ())
     }
 
     /// The given node's view of itself and the cluster.

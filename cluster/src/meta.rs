@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 
 use galoo_proto::{
     GameId, NodeId, RollupId, ShardId, TokenRange,
-    limits::{GAMES_MAX, ROLLUPS_MAX, SHARDS_MAX},
+    limits::{FAMILIES_MAX, GAMES_MAX, ROLLUPS_MAX, SHARDS_MAX},
     meta::{
-        CreateGame, CreateRollup, DropRollup, GameRecord, MetaCommand, MetaOutcome, NextIds, NodeRecord, Rejection,
-        RollupRecord, ShardRecord, meta_command::Body, meta_outcome, rejection::Reason,
+        CreateGame, CreateRollup, DefineFamily, DropFamily, DropRollup, FamilyRecord, GameRecord, MetaCommand,
+        MetaOutcome, NextIds, NodeRecord, Rejection, RollupRecord, ShardRecord, meta_command::Body, meta_outcome,
+        rejection::Reason,
     },
     rollup::Rollup,
+    value::FamilyDefinition,
 };
 use prost::Message;
 
@@ -28,6 +30,8 @@ pub struct MetaState {
     shards: BTreeMap<ShardId, ShardRecord>,
     nodes: BTreeMap<NodeId, NodeRecord>,
     rollups: BTreeMap<RollupId, RollupRecord>,
+    /// By game and name.
+    families: BTreeMap<(GameId, String), FamilyDefinition>,
     next: NextIds,
     /// Counts the commands that changed anything: caches compare it.
     version: u64,
@@ -59,6 +63,7 @@ const GAME: &[u8] = b"game/";
 const SHARD: &[u8] = b"shard/";
 const NODE: &[u8] = b"node/";
 const ROLLUP: &[u8] = b"rollup/";
+const FAMILY: &[u8] = b"family/";
 const NEXT: &[u8] = b"next";
 
 fn key(prefix: &[u8], id: &[u8]) -> Vec<u8> {
@@ -86,6 +91,10 @@ impl MetaState {
             } else if key.starts_with(ROLLUP) {
                 let rollup: RollupRecord = decode("rollup", value)?;
                 state.rollups.insert(rollup_id(&rollup), rollup);
+            } else if key.starts_with(FAMILY) {
+                let record: FamilyRecord = decode("family", value)?;
+                let family = record.family.unwrap_or_default();
+                state.families.insert((GameId(record.game), family.name.clone()), family);
             } else if key == NEXT {
                 state.next = decode("next ids", value)?;
             }
@@ -131,6 +140,21 @@ impl MetaState {
         rollup.0 < self.next.rollup && !self.rollups.contains_key(&rollup)
     }
 
+    /// A game's declared families, by name.
+    pub fn families(&self, game: GameId) -> impl Iterator<Item = &FamilyDefinition> {
+        self.families.range((game, String::new())..(GameId(game.0 + 1), String::new())).map(|(_, family)| family)
+    }
+
+    /// A family of a game, if it is declared.
+    pub fn family(&self, game: GameId, name: &str) -> Option<&FamilyDefinition> {
+        self.families.get(&(game, name.to_owned()))
+    }
+
+    /// Whether a state as old as this one knows everything about declarations up to a revision.
+    pub fn knows_family_revision(&self, revision: u64) -> bool {
+        revision < self.next.family
+    }
+
     /// All nodes, by id.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
         self.nodes.values()
@@ -153,6 +177,8 @@ impl MetaState {
             Some(Body::DropGame(drop)) => self.drop_game(&drop.name),
             Some(Body::CreateRollup(create)) => self.create_rollup(create),
             Some(Body::DropRollup(drop)) => self.drop_rollup(&drop),
+            Some(Body::DefineFamily(define)) => self.define_family(define),
+            Some(Body::DropFamily(drop)) => self.drop_family(drop),
             Some(Body::UpdateNode(update)) => self.update_node(update.node.unwrap_or_default()),
         };
         self.version += u64::from(!changes.is_empty());
@@ -225,6 +251,30 @@ impl MetaState {
         (rollup_outcome(record), vec![(key(ROLLUP, &id.0.to_be_bytes()), None)])
     }
 
+    fn define_family(&mut self, define: DefineFamily) -> (MetaOutcome, Vec<RecordChange>) {
+        let Some(game) = self.games.get(&define.game) else { return refused(Reason::GameUnknown, 0, 0) };
+        let (game, mut family) = (GameId(game.id), define.family.unwrap_or_default());
+        let place = (game, family.name.clone());
+        let found = self.families(game).count();
+        if found >= FAMILIES_MAX && !self.families.contains_key(&place) {
+            return refused(Reason::TooManyFamilies, FAMILIES_MAX as u64, found as u64);
+        }
+        family.revision = self.next.family.max(1);
+        self.next.family = family.revision + 1;
+        let record = FamilyRecord { game: game.0, family: Some(family.clone()) };
+        self.families.insert(place.clone(), family);
+        let changes =
+            vec![(family_key(&place), Some(record.encode_to_vec())), (NEXT.to_vec(), Some(self.next.encode_to_vec()))];
+        (family_outcome(record), changes)
+    }
+
+    fn drop_family(&mut self, drop: DropFamily) -> (MetaOutcome, Vec<RecordChange>) {
+        let Some(game) = self.games.get(&drop.game) else { return refused(Reason::GameUnknown, 0, 0) };
+        let place = (GameId(game.id), drop.name);
+        let Some(family) = self.families.remove(&place) else { return refused(Reason::FamilyUnknown, 0, 0) };
+        (family_outcome(FamilyRecord { game: place.0.0, family: Some(family) }), vec![(family_key(&place), None)])
+    }
+
     fn drop_game(&mut self, name: &str) -> (MetaOutcome, Vec<RecordChange>) {
         let Some(game) = self.games.remove(name) else { return refused(Reason::GameUnknown, 0, 0) };
         let mut changes = vec![(key(GAME, name.as_bytes()), None)];
@@ -242,8 +292,23 @@ impl MetaState {
             }
             stays
         });
+        self.families.retain(|place, _| {
+            let stays = place.0.0 != game.id;
+            if !stays {
+                changes.push((family_key(place), None));
+            }
+            stays
+        });
         (MetaOutcome { result: Some(meta_outcome::Result::Game(game)) }, changes)
     }
+}
+
+fn family_key((game, name): &(GameId, String)) -> Vec<u8> {
+    [FAMILY, &game.0.to_be_bytes(), name.as_bytes()].concat()
+}
+
+fn family_outcome(record: FamilyRecord) -> MetaOutcome {
+    MetaOutcome { result: Some(meta_outcome::Result::Family(record)) }
 }
 
 fn rollup_id(record: &RollupRecord) -> RollupId {
@@ -399,6 +464,52 @@ mod tests {
         assert!(state.was_rollup_dropped(RollupId(1)) && !state.was_rollup_dropped(RollupId(2)));
         apply(&mut state, Body::DropGame(galoo_proto::meta::DropGame { name: "sc2".into() }));
         assert_eq!(id(&state), None);
+    }
+
+    /// Each declaration has a revision of its own, also when its game is dropped; it loads from its record.
+    #[test]
+    fn families_are_declared_anew_and_go_with_their_game() {
+        let mut state = MetaState::default();
+        let mut records = HashMap::new();
+        write(&mut records, MetaState::formed([node(1)]));
+        state.nodes.insert(NodeId(1), node(1));
+        let mut apply = |state: &mut MetaState, body: Body| {
+            let command = MetaCommand { version: 1, hlc: 0, body: Some(body) }.encode_to_vec();
+            let (outcome, changes) = state.apply(&command).expect("applies");
+            write(&mut records, changes);
+            assert_eq!(load(&records).families, state.families);
+            assert_eq!(load(&records).next, state.next);
+            outcome
+        };
+        let define = |game: &str, name: &str, versions_max| {
+            let family = Some(FamilyDefinition { name: name.into(), versions_max, ..Default::default() });
+            Body::DefineFamily(DefineFamily { game: game.into(), family })
+        };
+        let drop = |name: &str| Body::DropFamily(DropFamily { game: "sc2".into(), name: name.into() });
+        assert_eq!(reason(&apply(&mut state, define("sc2", "bag", 1))), Some(Reason::GameUnknown));
+        for game in ["sc2", "rpg"] {
+            apply(&mut state, Body::CreateGame(CreateGame { name: game.into(), shards: 1, replicas: 1 }));
+        }
+        assert_eq!(reason(&apply(&mut state, drop("bag"))), Some(Reason::FamilyUnknown));
+        apply(&mut state, define("sc2", "bag", 1));
+        apply(&mut state, define("rpg", "bag", 9));
+        apply(&mut state, define("sc2", "bag", 3));
+        apply(&mut state, define("sc2", "a", 2));
+        let known = |state: &MetaState, game| {
+            let one = |family: &FamilyDefinition| (family.name.clone(), family.versions_max, family.revision);
+            state.families(GameId(game)).map(one).collect::<Vec<_>>()
+        };
+        assert_eq!(known(&state, 1), [("a".to_owned(), 2, 4), ("bag".to_owned(), 3, 3)]);
+        assert!(state.knows_family_revision(4) && !state.knows_family_revision(5));
+        apply(&mut state, drop("bag"));
+        assert_eq!(state.family(GameId(1), "bag"), None);
+        for name in 1..FAMILIES_MAX {
+            apply(&mut state, define("sc2", &name.to_string(), 1));
+        }
+        assert_eq!(reason(&apply(&mut state, define("sc2", "bag", 1))), Some(Reason::TooManyFamilies));
+        assert_eq!(reason(&apply(&mut state, define("sc2", "a", 1))), None, "declared anew");
+        apply(&mut state, Body::DropGame(DropGame { name: "sc2".into() }));
+        assert_eq!((known(&state, 1), known(&state, 2)), (vec![], vec![("bag".to_owned(), 9, 2)]));
     }
 
     #[test]

@@ -24,6 +24,12 @@ pub const BATCH_BYTES_MAX: usize = 4 << 20;
 pub const GRPC_MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// A family's name has 1 to this many bytes.
 pub const FAMILY_BYTES_MAX: usize = 64;
+/// A game declares at most this many families.
+pub const FAMILIES_MAX: usize = 100;
+/// A family keeps 1 to this many values of a cell.
+pub const CELL_VERSIONS_MAX: u32 = 100;
+/// What is written expires after at most this long: 100 years of 365 days, in milliseconds.
+pub const TTL_MS_MAX: u64 = 100 * 365 * 86_400_000;
 /// A qualifier has 1 to this many bytes.
 pub const QUALIFIER_BYTES_MAX: usize = 1 << 10;
 /// A cell's value has at most this many bytes.

@@ -80,6 +80,16 @@ pub enum Invalid {
         /// The upper bound.
         high: i64,
     },
+    /// A number is too large.
+    #[error("{field} is {value}; the limit is {max}")]
+    TooLarge {
+        /// The field's name.
+        field: &'static str,
+        /// What was given.
+        value: u64,
+        /// Its limit.
+        max: u64,
+    },
     /// A required field is missing.
     #[error("{field} is missing")]
     Missing {
@@ -256,7 +266,41 @@ fn mutation(mutation: &value::Mutation) -> Result<(), Invalid> {
         },
         Some(Change::Increment(_)) => bounds("mutations.floor to ceiling", mutation.floor, mutation.ceiling),
         Some(Change::Delete(_) | Change::DeleteFamily(_) | Change::DeleteRow(_)) => Ok(()),
+    }?;
+    let deletes = matches!(mutation.change, Some(Change::Delete(_) | Change::DeleteFamily(_) | Change::DeleteRow(_)));
+    let only_with = |given: Option<String>, field, pattern| match given {
+        Some(value) => Err(Invalid::Pattern { field, value, pattern }),
+        None => Ok(()),
+    };
+    if !matches!(mutation.change, Some(Change::Increment(_))) {
+        only_with(mutation.floor.map(|floor| floor.to_string()), "mutations.floor", "nothing without increment")?;
+        only_with(mutation.ceiling.map(|max| max.to_string()), "mutations.ceiling", "nothing without increment")?;
     }
+    if deletes {
+        only_with(mutation.ttl_ms.map(|ttl_ms| ttl_ms.to_string()), "mutations.ttl_ms", "nothing where it deletes")?;
+    }
+    ttl("mutations.ttl_ms", mutation.ttl_ms.unwrap_or(0))
+}
+
+fn ttl(field: &'static str, ttl_ms: u64) -> Result<(), Invalid> {
+    if ttl_ms > TTL_MS_MAX {
+        return Err(Invalid::TooLarge { field, value: ttl_ms, max: TTL_MS_MAX });
+    }
+    Ok(())
+}
+
+/// Checks a family's declaration.
+pub fn family(family: &value::FamilyDefinition) -> Result<(), Invalid> {
+    text("family.name", &family.name, FAMILY_BYTES_MAX)?;
+    if !(1..=CELL_VERSIONS_MAX).contains(&family.versions_max) {
+        let value = family.versions_max.to_string();
+        return Err(Invalid::Pattern { field: "family.versions_max", value, pattern: "1 to 100" });
+    }
+    if value::ValueKind::try_from(family.kind).is_err() {
+        let value = family.kind.to_string();
+        return Err(Invalid::Pattern { field: "family.kind", value, pattern: "a value of ValueKind" });
+    }
+    ttl("family.ttl_ms", family.ttl_ms)
 }
 
 /// Checks a read of one player.
@@ -281,6 +325,10 @@ pub fn get_many(request: &GetManyRequest) -> Result<&GetRequest, Invalid> {
 
 /// Checks which cells a read asks for.
 fn selection(request: &GetRequest) -> Result<(), Invalid> {
+    if request.versions > CELL_VERSIONS_MAX {
+        let (value, max) = (request.versions.into(), CELL_VERSIONS_MAX.into());
+        return Err(Invalid::TooLarge { field: "versions", value, max });
+    }
     let given = [!request.qualifier.is_empty(), !request.qualifier_prefix.is_empty(), request.qualifiers.is_some()];
     match given.iter().filter(|given| **given).count() {
         0 => Ok(()),
@@ -343,6 +391,7 @@ mod tests {
             put(),
             of(one("", "", Change::DeleteRow(null))),
             of(one("s", "", Change::DeleteFamily(null))),
+            of(Mutation { ttl_ms: Some(TTL_MS_MAX), ..one("s", "x", Change::Put(int.clone())) }),
             MutateRequest { mutations: vec![], events: vec![sample()], ..put() },
         ] {
             assert_eq!(change(&valid), Ok(()), "{valid:?}");
@@ -364,6 +413,10 @@ mod tests {
             of(Mutation { change: None, ..one("s", "x", Change::Delete(null)) }),
             of(one("s", "x", Change::Append(value::ListAppend::default()))),
             of(bounded),
+            of(Mutation { floor: Some(0), ..one("s", "x", Change::Put(int.clone())) }),
+            of(Mutation { ceiling: Some(0), ..one("s", "x", Change::Delete(null)) }),
+            of(Mutation { ttl_ms: Some(1), ..one("s", "x", Change::Delete(null)) }),
+            of(Mutation { ttl_ms: Some(TTL_MS_MAX + 1), ..one("s", "x", Change::Put(int.clone())) }),
             MutateRequest { mutations: vec![], ..put() },
             MutateRequest { events: vec![other], ..put() },
             test("", Some(Test::Equals(int.clone()))),

@@ -12,6 +12,7 @@ mod bench;
 mod cluster;
 mod data;
 mod demo;
+mod families;
 mod games;
 mod load;
 mod output;
@@ -50,6 +51,9 @@ enum Command {
     /// Make, list and drop games
     #[command(subcommand, after_help = "Example: galoo game create sc2 --shards 8")]
     Game(games::GameCommand),
+    /// Declare families of cells: how many versions, how long
+    #[command(subcommand, after_help = "Example: galoo family set --game rpg inventory --versions 3 --ttl 30d")]
+    Family(families::FamilyCommand),
     /// Load events from NDJSON (plain, gzip or zstd; `-` reads standard input)
     #[command(after_help = "Example: galoo import --game sc2 sc2.ndjson.zst")]
     Import(load::ImportArgs),
@@ -191,6 +195,7 @@ async fn client_command(command: Command) -> Result<(), Failure> {
         Command::Server(_) => Ok(()),
         Command::Cluster(command) => cluster::run(command).await,
         Command::Game(command) => games::run(command).await,
+        Command::Family(command) => families::run(command).await,
         Command::Import(args) => load::run(args).await,
         Command::Append(args) => data::append(args).await,
         Command::Get(args) => data::get(args).await,

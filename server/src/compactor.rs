@@ -26,6 +26,9 @@ const DEAD_BYTES_MAX: u64 = 512 << 20;
 /// When nothing became a segment for so long and callers do not write, what lies dead is swept however little it is.
 const SWEEP_DELAY: Duration = Duration::from_secs(10);
 
+/// Between two sweeps of ranges in which reads passed many cells that nobody can read any more.
+const SPARSE_DELAY: Duration = Duration::from_secs(5);
+
 /// After a segment was built while callers write, building rests for so many times as long as it took: on a machine
 /// whose cores share their caches and units, a thread that only uses what is left slows the others down too.
 const REST: u32 = 50;
@@ -87,6 +90,7 @@ struct Done {
 /// Works until `stopped` resolves.
 pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool>) {
     let (mut dead_bytes, mut dropped_at) = (0, Instant::now());
+    let mut swept_at = Instant::now();
     let mut flushed_at_bytes = 0;
     let mut pace = Pace::new(Instant::now());
     loop {
@@ -107,8 +111,20 @@ pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool
         if pace.sweeps(dead_bytes, dropped_at.elapsed()) {
             dead_bytes = 0;
             let engine = node.engine().clone();
-            match spawn_blocking(move || engine.compact(Family::Chunks)).await {
+            match spawn_blocking(move || engine.compact(Family::Chunks, None)).await {
                 Ok(Ok(())) => debug!("swept the rows of chunks that became segments"),
+                Ok(Err(failure)) => warn!(%failure, "the engine's files could not be rewritten"),
+                Err(failure) => warn!(%failure, "the engine's files could not be rewritten"),
+            }
+        }
+        if swept_at.elapsed() >= SPARSE_DELAY
+            && let Some(range) = node.sparse().take()
+        {
+            let engine = node.engine().clone();
+            let swept = spawn_blocking(move || engine.compact(Family::Cells, Some(&range.start..&range.end))).await;
+            swept_at = Instant::now();
+            match swept {
+                Ok(Ok(())) => debug!("swept a player's cells that nobody can read any more"),
                 Ok(Err(failure)) => warn!(%failure, "the engine's files could not be rewritten"),
                 Err(failure) => warn!(%failure, "the engine's files could not be rewritten"),
             }
@@ -185,22 +201,24 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
             Err(failure) => return Err(failure.into()),
         }
     }
+    if node.leads(shard) {
+        let game = GameId(view.state().game);
+        let mut missing = node.missing_families(game, &view.families()?);
+        missing.extend(node.missing_rollups(game, &view.rollups()?));
+        for body in missing {
+            node.tell_shard(shard, body).await?;
+        }
+    }
     done.covered = keep_rollups(node, shard, keyspace, &view).await?;
     Ok(done)
 }
 
-/// Tells a shard, on its leader, what it has not heard of its rollups; covers the next source of each one.
+/// Covers the next source of each of a shard's rollups.
 ///
 /// Returns whether anything was covered.
 async fn keep_rollups(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, view: &View) -> anyhow::Result<bool> {
     let mut covered = false;
-    let known = view.rollups()?;
-    if node.leads(shard) {
-        for body in node.missing_rollups(GameId(view.state().game), &known) {
-            node.tell_shard(shard, body).await?;
-        }
-    }
-    for rollup in known {
+    for rollup in view.rollups()? {
         let definition = Definition::parse(&rollup)?;
         let view = view.clone();
         let started = Instant::now();

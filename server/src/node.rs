@@ -5,6 +5,7 @@
 //! Whatever a node is asked for, it finds the leader by itself ([`forward`]).
 
 mod append;
+mod families;
 mod forward;
 mod games;
 mod place;
@@ -38,7 +39,9 @@ use galoo_proto::{
     command::{Outcome, outcome},
     validate::Invalid,
 };
-use galoo_storage::{chunk::index::ChunkIndexes, compaction, engine::Engine, segment::SegmentFiles, shard::Shard};
+use galoo_storage::{
+    chunk::index::ChunkIndexes, compaction, engine::Engine, segment::SegmentFiles, shard::Shard, view::SparseRanges,
+};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
@@ -84,6 +87,9 @@ pub enum NodeError {
     /// There is no such rollup.
     #[error("rollup {0:?} does not exist")]
     UnknownRollup(String),
+    /// The family is not declared.
+    #[error("family {0:?} is not declared")]
+    UnknownFamily(String),
     /// Too much waits on this node: try again after the delay.
     #[error("more than {WAITING_BYTES_MAX} bytes wait to be committed; try again in {} ms", .retry_after.as_millis())]
     Busy {
@@ -140,6 +146,7 @@ pub struct Node {
     log: Arc<SharedLog>,
     files: Arc<SegmentFiles>,
     indexes: Arc<ChunkIndexes>,
+    sparse: Arc<SparseRanges>,
     transport: Arc<Transport>,
     driver: Driver,
     meta: watch::Receiver<Arc<MetaState>>,
@@ -208,6 +215,7 @@ impl Node {
             log,
             files,
             indexes: Arc::default(),
+            sparse: Arc::default(),
             transport,
             driver,
             meta,
@@ -252,6 +260,11 @@ impl Node {
     /// How the node was configured.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Where reads passed many cells that nobody can read any more.
+    pub fn sparse(&self) -> &SparseRanges {
+        &self.sparse
     }
 
     /// The shard maps as this node knows them.

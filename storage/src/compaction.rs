@@ -103,12 +103,12 @@ const GC_STEP_MS_MIN: u64 = 1_000;
 /// Returns where to move a shard's garbage collection time (on the leader), if it is to be moved.
 ///
 /// It follows `now` at the distance of the history that is kept, in steps of an eighth of it. A shard whose state nobody
-/// changes is left alone once its history is over.
+/// changes is left alone once its history is over and everything in it has expired that ever will.
 pub fn gc_time(policy: &Policy, state: &record::ShardState, now: Hlc) -> Option<Hlc> {
     let to_ms = now.millis().checked_sub(policy.history_ms)?;
     let step_ms = (policy.history_ms / 8).max(GC_STEP_MS_MIN);
     let is_due = to_ms >= Hlc(state.gc_hlc).millis() + step_ms;
-    (is_due && state.state_hlc > state.gc_hlc).then(|| Hlc::from_millis(to_ms))
+    (is_due && state.state_hlc.max(state.expires_hlc) > state.gc_hlc).then(|| Hlc::from_millis(to_ms))
 }
 
 /// Writes the file of a segment of the chunks `first..=last` of a view and returns its record. Holds them in memory.

@@ -73,27 +73,37 @@ pub enum Change {
 #[derive(Clone, Debug, Default)]
 pub struct WriteBatch {
     changes: Vec<Change>,
+    bytes: usize,
 }
 
 impl WriteBatch {
     /// Sets a row.
     pub fn put(&mut self, family: Family, key: Vec<u8>, value: Vec<u8>) {
+        self.bytes += key.len() + value.len();
         self.changes.push(Change::Put(family, key, value));
     }
 
     /// Removes a row, if it is there.
     pub fn delete(&mut self, family: Family, key: Vec<u8>) {
+        self.bytes += key.len();
         self.changes.push(Change::Delete(family, key));
     }
 
     /// Removes all rows of a key range.
     pub fn delete_range(&mut self, family: Family, range: Range<Vec<u8>>) {
+        self.bytes += range.start.len() + range.end.len();
         self.changes.push(Change::DeleteRange(family, range));
     }
 
     /// Puts another batch's changes behind these.
     pub fn append(&mut self, other: Self) {
+        self.bytes += other.bytes;
         self.changes.extend(other.changes);
+    }
+
+    /// Bytes of the keys and values in it.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whether it changes nothing.
@@ -138,8 +148,9 @@ pub trait Engine: Reader {
     /// Makes everything written so far durable, in every family together.
     fn flush(&self) -> Result<()>;
 
-    /// Rewrites a family, so that rows that were removed take no space. Long: not for a thread that serves.
-    fn compact(&self, family: Family) -> Result<()>;
+    /// Rewrites a range of a family, `None`: all of it, so that rows that were removed, or that nobody can read any more,
+    /// take no space. Long: not for a thread that serves.
+    fn compact(&self, family: Family, range: Option<Range<&[u8]>>) -> Result<()>;
 
     /// Lets rows of a keyspace's state go that cannot be read at `gc` or later ([`crate::cell::is_readable`]): they are
     /// dropped whenever files are rewritten, for good. `gc` must be persisted as the shard's, so that no crash takes the

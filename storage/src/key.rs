@@ -8,8 +8,9 @@
 //!             ... | 0x04 property name                                -> kinds u8
 //!             ... | 0x05 family text, qualifier text                  -> kinds u8
 //!             ... | 0x06 rollup u64                                   -> Rollup (definition)
+//!             ... | 0x07 family text                                  -> FamilyDefinition
 //! cells       ... | token u64, player text, 0x00                      -> header (see `cell`)
-//!             ... | token u64, player text, 0x01, family text, qualifier text -> newest value
+//!             ... | token u64, player text, 0x01, family text, qualifier text -> values that can be listed
 //! history     ... | token u64, player text, 0x01, family text, qualifier text, !version u64 -> value that was
 //! chunks      ... | chunk u64, first seq u64                          -> run of events (see `chunk`)
 //! producers   ... | 0x01 producer text                                -> Producer
@@ -38,6 +39,7 @@ const SEGMENT: u8 = 3;
 const PROPERTY: u8 = 4;
 const QUALIFIER: u8 = 5;
 const ROLLUP: u8 = 6;
+const FAMILY: u8 = 7;
 
 const ROW: u8 = 0;
 const CELL: u8 = 1;
@@ -212,6 +214,18 @@ pub fn rollup(keyspace: Keyspace, rollup: RollupId) -> Vec<u8> {
 /// All rollups' definitions, by id.
 pub fn rollups(keyspace: Keyspace) -> Range<Vec<u8>> {
     prefix_range(tagged(keyspace, ROLLUP))
+}
+
+/// A family's declaration.
+pub fn family(keyspace: Keyspace, family: &str) -> Vec<u8> {
+    let mut key = tagged(keyspace, FAMILY);
+    push_text(&mut key, family.as_bytes());
+    key
+}
+
+/// All families' declarations, by name.
+pub fn families(keyspace: Keyspace) -> Range<Vec<u8>> {
+    prefix_range(tagged(keyspace, FAMILY))
 }
 
 /// How far a rollup covers the shard's events.

@@ -3,13 +3,14 @@
 //! Deterministic: what apply writes and answers depends on the shard's state and the commands alone, so that replicas at
 //! the same index hold the same content (P5). Commands take effect one after the other; those of an entry, and of
 //! entries that are applied together, are written together: their effects, their outcomes for deduplication and the
-//! applied index are one atomic write (INV-S2), so that a command takes effect once however often the node crashes. A command that does not fit the state
+//! how far the log is applied are one atomic write (INV-S2), so that a command takes effect once however often the node crashes. A command that does not fit the state
 //! is *rejected*, equally everywhere; anything else that goes wrong stops the shard.
 
 mod cells;
 mod change;
 mod checksum;
 mod events;
+mod families;
 mod producers;
 mod rollups;
 mod turn;
@@ -30,8 +31,11 @@ use galoo_proto::{
 use prost::Message;
 
 pub use self::checksum::Checksum;
-pub(crate) use self::events::read_properties;
-use self::turn::{Turn, Written};
+pub(crate) use self::{events::read_properties, families::read_families};
+use self::{
+    families::Families,
+    turn::{Turn, Written},
+};
 use crate::{
     Error, Result,
     engine::{Engine, Family, WriteBatch},
@@ -40,10 +44,13 @@ use crate::{
 };
 
 /// The newest format of [`galoo_proto::command::Command`] and of the shard state that this version knows.
-pub const FORMAT_VERSION: u32 = 2;
-/// The oldest format of the shard state that this version reads: before it, cells had no history.
-const FORMAT_VERSION_MIN: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
+/// The oldest format of the shard state that this version reads: before it, cells could not expire.
+const FORMAT_VERSION_MIN: u32 = 3;
 
+/// Bytes that entries leave to write at which they are written, if need be between two commands of an entry: deletions and
+/// changes of lists leave far more than they bring.
+pub const STAGED_BYTES_MAX: usize = 32 << 20;
 /// Producers that a shard keeps in memory; beyond it all are let go of, and read again when they are used.
 const PRODUCERS_CACHED_MAX: usize = 1_024;
 
@@ -56,6 +63,9 @@ pub struct Shard {
     properties: HashMap<String, Kinds>,
     /// Producers that were used lately, as they stand in the engine.
     producers: HashMap<String, record::Producer>,
+    /// Declared families, as they stand in the engine.
+    families: Arc<Families>,
+    staged_bytes_max: usize,
     progress: Arc<Progress>,
 }
 
@@ -103,10 +113,25 @@ impl Shard {
             },
         };
         let properties = events::read_properties(engine.as_ref(), keyspace)?;
+        let families = Arc::new(read_families(engine.as_ref(), keyspace)?);
         let progress = Arc::new(Progress::default());
         progress.applied.store(state.applied, Ordering::Release);
         progress.last_seq.store(state.last_seq, Ordering::Release);
-        Ok(Self { engine, keyspace, state, properties, producers: HashMap::new(), progress })
+        Ok(Self {
+            engine,
+            keyspace,
+            state,
+            properties,
+            producers: HashMap::new(),
+            families,
+            staged_bytes_max: STAGED_BYTES_MAX,
+            progress,
+        })
+    }
+
+    /// Writes when so many bytes are staged, instead of [`STAGED_BYTES_MAX`].
+    pub fn with_staged_bytes_max(self, staged_bytes_max: usize) -> Self {
+        Self { staged_bytes_max, ..self }
     }
 
     /// Log index of the last applied command.
@@ -170,7 +195,11 @@ impl Shard {
     }
 
     /// Works out committed entries that follow each other, and puts what is to be written behind what is in the batch
-    /// already: other shards' changes, which are written with it. [`Shard::publish`] when it is written.
+    /// already: other shards' changes, which are written with it. [`Shard::publish`] when it is written. More than
+    /// [`STAGED_BYTES_MAX`] is written here, up to a command's end, and the rest put into the batch.
+    ///
+    /// A command that took effect before a crash, of an entry that did not as a whole, has an empty outcome: nobody waits
+    /// for it any more.
     ///
     /// # Errors
     /// As [`Shard::apply`]; then the batch is as it was. A batch that is not written stops the shard too.
@@ -182,17 +211,31 @@ impl Shard {
         let mut turn = Turn::new(self);
         let mut outcomes = Vec::new();
         for (index, commands) in entries {
-            turn.begin(index);
-            for command in commands {
+            let done = turn.begin(index);
+            outcomes.extend((0..done).map(|_| Outcome::default()));
+            for command in commands.get(done..).unwrap_or_default() {
                 outcomes.push(turn.take(command)?);
+                if turn.staged_bytes() > self.staged_bytes_max {
+                    let written = turn.pause();
+                    let changes = self.settle(written);
+                    self.engine.write(changes)?;
+                    turn = Turn::new(self);
+                    turn.begin(index);
+                }
             }
         }
-        let Written { state, batch: changes, new_properties, producers } = turn.finish();
-        batch.append(changes);
+        let written = turn.finish();
+        batch.append(self.settle(written));
+        Ok(outcomes)
+    }
+
+    /// Goes on from what a turn left, and returns what is to be written.
+    fn settle(&mut self, Written { state, batch, new_properties, producers, families }: Written) -> WriteBatch {
         self.state = state;
         self.properties.extend(new_properties);
         self.keep(producers);
-        Ok(outcomes)
+        self.families = families;
+        batch
     }
 
     /// Tells those who watch the shard how far it is, once what was staged is written.

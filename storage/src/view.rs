@@ -8,21 +8,24 @@
 mod batches;
 mod columns;
 mod events;
+mod sparse;
 mod state;
 
 use std::{
+    collections::BTreeMap,
     ops::{Range, RangeInclusive},
     sync::{Arc, OnceLock},
 };
 
-use galoo_proto::{ChunkId, Hlc, Keyspace, Seq, ShardId, record, rollup::Rollup};
+use galoo_proto::{ChunkId, Hlc, Keyspace, Seq, ShardId, record, rollup::Rollup, value::FamilyDefinition};
 use prost::Message;
 
 pub use self::{
     batches::Batches,
     columns::Column,
     events::{Events, PlayerPage},
-    state::{RowCells, StateScan},
+    sparse::SparseRanges,
+    state::{CellQuery, RowCells, StateScan},
 };
 use crate::{
     Error, Result,
@@ -125,10 +128,13 @@ pub struct View {
     reader: Arc<dyn Reader>,
     keyspace: Keyspace,
     state: Arc<record::ShardState>,
+    /// What expires by then has expired.
+    now: Hlc,
     /// Read when they are first asked for: a cell needs none of them.
     sources: Arc<OnceLock<Vec<Source>>>,
     files: Arc<SegmentFiles>,
     indexes: Arc<ChunkIndexes>,
+    sparse: Arc<SparseRanges>,
 }
 
 impl View {
@@ -137,8 +143,20 @@ impl View {
     /// Returns `None` when the keyspace is empty.
     pub fn open(reader: Arc<dyn Reader>, keyspace: Keyspace, files: Arc<SegmentFiles>) -> Result<Option<Self>> {
         let Some(state) = shard::read_state(reader.as_ref(), keyspace)? else { return Ok(None) };
-        let (state, sources, indexes) = (Arc::new(state), Arc::default(), Arc::default());
-        Ok(Some(Self { reader, keyspace, state, sources, files, indexes }))
+        let (now, state) = (Hlc(state.hlc), Arc::new(state));
+        let (sources, indexes, sparse) = Default::default();
+        Ok(Some(Self { reader, keyspace, state, now, sources, files, indexes, sparse }))
+    }
+
+    /// Says there where reads passed many rows for nothing.
+    pub fn with_sparse(self, sparse: Arc<SparseRanges>) -> Self {
+        Self { sparse, ..self }
+    }
+
+    /// Looks at the shard's content at this time, when what it holds may have expired; at the stamp of its last command
+    /// without. A time before that stamp counts as it.
+    pub fn at(self, now: Hlc) -> Self {
+        Self { now: now.max(self.hlc()), ..self }
     }
 
     /// Shares the indexes of chunks with other views. Without, a view and its clones make their own.
@@ -219,6 +237,11 @@ impl View {
             rollups.push(Rollup::decode(value).map_err(|error| Error::row("rollup", error))?);
         }
         Ok(rollups)
+    }
+
+    /// The families that the shard was told of, by name.
+    pub fn families(&self) -> Result<BTreeMap<String, FamilyDefinition>> {
+        shard::read_families(self.reader.as_ref(), self.keyspace)
     }
 
     /// Names and kinds of all properties of the shard's events.

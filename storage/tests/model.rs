@@ -3,6 +3,8 @@
 //! Guards P3 (a batch takes effect once), P5 (the same content on every engine and in every tier) and the recovery rule
 //! (after a crash the log is applied again from what was flushed, to the same outcomes).
 
+#[path = "model/parts.rs"]
+mod parts;
 #[path = "model/rollups.rs"]
 mod rollups;
 #[path = "model/state.rs"]
@@ -265,7 +267,7 @@ fn check(world: &World, model: &Model) {
     check_reads(&view, &model.events);
     for player in 0..4u8 {
         let player = format!("p{player}");
-        let cells = view.cells(&player, &Selection::Row, None).expect("reads");
+        let cells = view.cells(&player, &Selection::Row.into()).expect("reads");
         let found = cells.first().map(|cell| cell.value.clone().expect("value"));
         assert_eq!(found, model.counters.get(&player).map(|value| int(*value)), "{player}");
         assert!(cells.len() <= 1);
@@ -435,7 +437,7 @@ fn content(view: &View) -> (Vec<StoredEvent>, Vec<Vec<Cell>>) {
         let whole = event.event.map(|event| Event { properties: said.unwrap_or_default(), ..event });
         StoredEvent { event: whole, ..event }
     });
-    let cells = (0..4).map(|player| view.cells(&format!("p{player}"), &Selection::Row, None).expect("reads"));
+    let cells = (0..4).map(|player| view.cells(&format!("p{player}"), &Selection::Row.into()).expect("reads"));
     (events.collect(), cells.collect())
 }
 

@@ -257,7 +257,7 @@ impl World {
                 process.raft.cut(*group, persisted, 1).expect("the log cuts");
             }
             for family in [Family::Cells, Family::History] {
-                node.disk.engine.compact(family).expect("the engine in memory compacts");
+                node.disk.engine.compact(family, None).expect("the engine in memory compacts");
             }
         }
         if hand_over && to != node.id {

@@ -301,7 +301,7 @@ impl Node {
     /// Reads a player from what a shard has applied here.
     pub(crate) fn read(&self, group: GroupId, of: usize) -> Seen {
         let Some(view) = self.view(group) else { return Seen::default() };
-        let cells = view.cells(&player(of), &Selection::Cell("s", "n"), None).expect("cells read");
+        let cells = view.cells(&player(of), &Selection::Cell("s", "n").into()).expect("cells read");
         let counter = match cells.first().and_then(|cell| cell.value.as_ref()).and_then(|value| value.kind.as_ref()) {
             Some(Kind::Int(counter)) => counter.cast_unsigned(),
             _ => 0,

@@ -18,13 +18,13 @@ use galoo_proto::{
     },
     limits::PLAYER_ID_BYTES_MAX,
     value::{
-        Event, ListAppend, Mutation, Null, Precondition, StoredEvent, Value, mutation::Change, precondition::Test,
-        value::Kind,
+        Event, FamilyDefinition, ListAppend, Mutation, Null, Precondition, StoredEvent, Value, ValueKind,
+        mutation::Change, precondition::Test, value::Kind,
     },
 };
 use serde_json::json;
 
-use super::{Connection, Failure, output};
+use super::{Connection, Failure, families::duration_ms, output};
 use crate::node::unix_ms;
 
 /// A player's id: clap itself does not say which argument is not UTF-8.
@@ -90,6 +90,9 @@ pub(super) struct GetArgs {
     /// As it was at this time (Unix milliseconds)
     #[arg(long, value_name = "MS")]
     as_of: Option<u64>,
+    /// So many values of each cell, the newest first, as far as its family keeps them
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    versions: u32,
     #[arg(long)]
     game: String,
     #[command(flatten)]
@@ -122,21 +125,32 @@ pub(super) async fn get(args: GetArgs) -> Result<(), Failure> {
         qualifier_prefix: args.prefix.unwrap_or_default(),
         qualifiers,
         as_of: args.as_of.map_or(Ok(0), |ms| end_of(ms).map(|as_of| as_of.0))?,
+        versions: args.versions,
     };
     let cells = args.connection.connect().await?.get(request).await?;
     if args.connection.json {
         for cell in cells {
             let value = cell.value.as_ref().map(output::value_json);
-            let (family, qualifier, version) = (cell.family, cell.qualifier, cell.version);
-            output::line(json!({"family": family, "qualifier": qualifier, "value": value, "version": version}))?;
+            let expires_ms = Some(cell.expires_ms).filter(|expires_ms| *expires_ms > 0);
+            output::line(json!({
+                "family": cell.family,
+                "qualifier": cell.qualifier,
+                "value": value,
+                "version": cell.version,
+                "expires_ms": expires_ms,
+            }))?;
         }
         Ok(())
     } else {
         let row = |cell: galoo_proto::value::Cell| {
             let value = cell.value.as_ref().map_or_else(String::new, |value| output::value_json(value).to_string());
-            vec![cell.family, cell.qualifier, value, cell.version.to_string()]
+            let expires = match cell.expires_ms {
+                0 => "never".to_owned(),
+                ms => output::time_text(ms.cast_signed()),
+            };
+            vec![cell.family, cell.qualifier, value, cell.version.to_string(), expires]
         };
-        output::table(&["family", "qualifier", "value", "version"], cells.into_iter().map(row))
+        output::table(&["family", "qualifier", "value", "version", "expires"], cells.into_iter().map(row))
     }
 }
 
@@ -150,7 +164,8 @@ pub(super) struct PutArgs {
     /// FAMILY:QUALIFIER
     #[arg(required_unless_present = "delete")]
     cell: Option<String>,
-    /// The new value: JSON (a number, true, null, "text", an object); anything else is taken as text
+    /// The new value: JSON (a number, true, null, "text", an object); anything else is taken as text. Where the family is
+    /// declared with a kind: that
     #[arg(allow_negative_numbers = true)]
     value: Option<String>,
     /// Add to an integer instead
@@ -189,6 +204,9 @@ pub(super) struct PutArgs {
     /// Only if the cell (when all of the player is deleted: the row) was last changed by this version; 0: if it is not there
     #[arg(long, value_name = "VERSION")]
     if_version: Option<u64>,
+    /// The new value expires so long after: 500ms, 90s, 15m, 12h, 30d; or never [default: as the family says]
+    #[arg(long, value_name = "TIME", conflicts_with = "delete", value_parser = ttl_ms)]
+    ttl: Option<u64>,
     /// Store an event of this type with the change
     #[arg(long, value_name = "TYPE")]
     event: Option<String>,
@@ -201,8 +219,36 @@ pub(super) struct PutArgs {
     connection: Connection,
 }
 
-/// Reads a value as people type it.
-fn parse_value(text: &str) -> Value {
+/// When a value expires: 0 is never.
+fn ttl_ms(text: &str) -> Result<u64, String> {
+    if text == "never" { Ok(0) } else { duration_ms(text) }
+}
+
+/// Reads a value as people type it, of the kind that its family holds.
+fn parse_value(text: &str, kind: ValueKind) -> Result<Value, Failure> {
+    let json = || serde_json::from_str::<serde_json::Value>(text).ok();
+    let parsed = match kind {
+        ValueKind::Any => return Ok(guessed_value(text)),
+        ValueKind::Bool => json().and_then(|value| value.as_bool()).map(Kind::Bool),
+        ValueKind::Int => text.parse().ok().map(Kind::Int),
+        ValueKind::Float => text.parse().ok().map(Kind::Float),
+        ValueKind::String => Some(Kind::String(text.to_owned())),
+        ValueKind::Bytes => bytes_of_hex(text).map(Kind::Bytes),
+        ValueKind::Json => json().map(|_| Kind::Json(text.to_owned())),
+    };
+    let kind = kind.as_str_name().to_lowercase();
+    let said = || Failure::Refused(format!("value is {text:?}; its family holds {kind} (bytes as hexadecimal digits)"));
+    parsed.map(|kind| Value { kind: Some(kind) }).ok_or_else(said)
+}
+
+fn bytes_of_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u32>> = text.chars().map(|digit| digit.to_digit(16)).collect();
+    let digits = digits.filter(|digits| digits.len().is_multiple_of(2))?;
+    digits.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair[1]).ok()).collect()
+}
+
+/// Reads a value of any kind.
+fn guessed_value(text: &str) -> Value {
     let kind = match serde_json::from_str::<serde_json::Value>(text) {
         Ok(serde_json::Value::Null) => Kind::Null(Null::Null.into()),
         Ok(serde_json::Value::Bool(value)) => Kind::Bool(value),
@@ -219,7 +265,9 @@ fn parse_value(text: &str) -> Value {
 }
 
 /// The change that the arguments ask for, of the cell that they name.
-fn mutation(args: &PutArgs, family: String, qualifier: String) -> Result<Mutation, Failure> {
+///
+/// The elements of a list or set are of any kind.
+fn mutation(args: &PutArgs, kind: ValueKind, family: String, qualifier: String) -> Result<Mutation, Failure> {
     let null = i32::from(Null::Null);
     let change = if args.delete {
         match (family.as_str(), qualifier.as_str()) {
@@ -233,23 +281,30 @@ fn mutation(args: &PutArgs, family: String, qualifier: String) -> Result<Mutatio
     } else if let Some(by) = args.increment {
         Change::Increment(by)
     } else if let Some(element) = &args.append {
-        Change::Append(ListAppend { value: Some(parse_value(element)), elements_max: args.keep.unwrap_or(0) })
+        Change::Append(ListAppend { value: Some(guessed_value(element)), elements_max: args.keep.unwrap_or(0) })
     } else if let Some(element) = &args.add {
-        Change::SetAdd(parse_value(element))
+        Change::SetAdd(guessed_value(element))
     } else if let Some(element) = &args.remove {
-        Change::SetRemove(parse_value(element))
+        Change::SetRemove(guessed_value(element))
     } else {
-        Change::Put(parse_value(args.value.as_deref().unwrap_or_default()))
+        Change::Put(parse_value(args.value.as_deref().unwrap_or_default(), kind)?)
     };
-    Ok(Mutation { family, qualifier, change: Some(change), floor: args.floor, ceiling: args.ceiling })
+    Ok(Mutation { family, qualifier, change: Some(change), floor: args.floor, ceiling: args.ceiling, ttl_ms: args.ttl })
 }
 
 pub(super) async fn put(args: PutArgs) -> Result<(), Failure> {
     let (family, qualifier) = cell_name(args.cell.as_deref().unwrap_or_default());
     let null = i32::from(Null::Null);
+    let client = args.connection.connect().await?;
+    let mut kind = ValueKind::Any;
+    if args.value.is_some() || args.if_equals.is_some() {
+        let families = client.list_families(&args.game).await?;
+        kind = families.iter().find(|declared| declared.name == family).map_or(kind, FamilyDefinition::kind);
+    }
+    let equals = args.if_equals.as_deref().map(|value| parse_value(value, kind)).transpose()?;
     let test = (args.if_absent.then_some(Test::Absent(null)))
         .or(args.if_exists.then_some(Test::Exists(null)))
-        .or(args.if_equals.as_deref().map(|value| Test::Equals(parse_value(value))))
+        .or(equals.map(Test::Equals))
         .or(args.if_version.map(Test::Version));
     let condition = |test| Precondition { family: family.clone(), qualifier: qualifier.clone(), test: Some(test) };
     let preconditions = test.map(condition).into_iter().collect();
@@ -259,7 +314,7 @@ pub(super) async fn put(args: PutArgs) -> Result<(), Failure> {
         event_type: event_type.clone(),
         properties: args.properties.clone(),
     });
-    let mutations = vec![mutation(&args, family.clone(), qualifier.clone())?];
+    let mutations = vec![mutation(&args, kind, family.clone(), qualifier.clone())?];
     let request = MutateRequest {
         game: args.game,
         producer: None,
@@ -268,7 +323,7 @@ pub(super) async fn put(args: PutArgs) -> Result<(), Failure> {
         mutations,
         events: event.into_iter().collect(),
     };
-    match args.connection.connect().await?.mutate(request).await? {
+    match client.mutate(request).await? {
         Err(rejection) => Err(Failure::Refused(rejection.detail)),
         Ok(mutated) => {
             let value = mutated.values.first().map_or(serde_json::Value::Null, output::value_json);

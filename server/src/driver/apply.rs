@@ -12,7 +12,7 @@ use std::{
 use galoo_cluster::machine::{Answer, Machine, MachineError};
 use galoo_consensus::{Committed, Entry, GroupId, StateMachine, entry, raft_loop::Offer};
 use galoo_proto::{Keyspace, ShardId};
-use galoo_storage::engine::WriteBatch;
+use galoo_storage::{engine::WriteBatch, shard::STAGED_BYTES_MAX};
 use tracing::{error, info};
 
 use super::{
@@ -147,7 +147,7 @@ impl ApplyWorker {
         }
     }
 
-    /// Applies what came for all groups in one write.
+    /// Applies what came for all groups, in one write as long as that is not too large.
     fn apply_together(&mut self, together: BTreeMap<GroupId, Entries>) {
         let mut batch = WriteBatch::default();
         let mut staged = Vec::new();
@@ -159,7 +159,15 @@ impl ApplyWorker {
                 Ok(answers) => staged.push((group, entries, answers)),
                 Err(failure) => self.stop(group, &failure),
             }
+            if batch.bytes() > STAGED_BYTES_MAX {
+                self.write(std::mem::take(&mut batch), std::mem::take(&mut staged), std::mem::take(&mut bytes));
+            }
         }
+        self.write(batch, staged, bytes);
+    }
+
+    /// Writes what was staged of groups, from so many bytes of entries, and answers.
+    fn write(&mut self, batch: WriteBatch, staged: Vec<(GroupId, Entries, Vec<Vec<Answer>>)>, bytes: usize) {
         let written = if batch.is_empty() { Ok(()) } else { self.store.engine.write(batch) };
         self.applied.backlog.fetch_sub(bytes, Ordering::Relaxed);
         if let Err(failure) = written {

@@ -12,7 +12,7 @@ use futures::{FutureExt, future::BoxFuture};
 use galoo_cluster::{META_GROUP, machine::Answer, meta};
 use galoo_consensus::GroupId;
 use galoo_proto::{
-    NodeId, ShardId,
+    Hlc, NodeId, ShardId,
     command::{Command, Outcome, command::Body},
     meta::{MetaCommand, MetaOutcome},
 };
@@ -48,8 +48,12 @@ enum Room {
 impl Room {
     fn of(body: &Body) -> Self {
         match body {
-            Body::Seal(_) | Body::DropRollup(_) | Body::MoveGcTime(_) => Self::FromReserve,
-            Body::Append(_) | Body::Mutate(_) | Body::RegisterProducer(_) | Body::DefineRollup(_) => Self::Needed,
+            Body::Seal(_) | Body::DropRollup(_) | Body::MoveGcTime(_) | Body::DropFamily(_) => Self::FromReserve,
+            Body::Append(_)
+            | Body::Mutate(_)
+            | Body::RegisterProducer(_)
+            | Body::DefineRollup(_)
+            | Body::DefineFamily(_) => Self::Needed,
         }
     }
 }
@@ -65,6 +69,12 @@ enum Leader {
 }
 
 impl Node {
+    /// What a stamp of this node would be at least: the time by which reads tell what has expired.
+    pub(super) fn now(&self) -> Hlc {
+        let clock = *self.clock.lock().expect("nobody panics with the clock in hand");
+        clock.max(Hlc::from_millis(unix_ms()))
+    }
+
     /// Returns a command with this node's stamp, above all that it gave before.
     fn stamped(&self, command: &[u8]) -> Vec<u8> {
         let hlc = {

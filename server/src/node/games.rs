@@ -91,13 +91,17 @@ fn game(name: &str, outcome: MetaOutcome) -> Result<GameRecord, NodeError> {
                     NodeError::Refused(format!("shards: the cluster would have {found}; the limit is {limit}"))
                 }
                 Reason::NodeUnknown => NodeError::Refused(format!("the cluster has no node n{found}")),
-                Reason::Unspecified | Reason::RollupExists | Reason::RollupUnknown | Reason::TooManyRollups => {
+                Reason::Unspecified
+                | Reason::RollupExists
+                | Reason::RollupUnknown
+                | Reason::TooManyRollups
+                | Reason::FamilyUnknown
+                | Reason::TooManyFamilies => {
                     NodeError::Refused("the cluster refused for a reason that this version does not know".to_owned())
                 }
             })
         }
-        Some(meta_outcome::Result::Node(_) | meta_outcome::Result::Rollup(_)) | None => {
-            Err(NodeError::OutcomeUnknown { shard: ShardId(META_GROUP) })
-        }
+        Some(meta_outcome::Result::Node(_) | meta_outcome::Result::Rollup(_) | meta_outcome::Result::Family(_))
+        | None => Err(NodeError::OutcomeUnknown { shard: ShardId(META_GROUP) }),
     }
 }

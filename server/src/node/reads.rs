@@ -11,17 +11,23 @@ use galoo_proto::{
     validate,
     value::Cell,
 };
-use galoo_storage::{engine::Reader, key::Selection, shard::Checksum, view::View};
+use galoo_storage::{
+    engine::Reader,
+    key::Selection,
+    shard::Checksum,
+    view::{CellQuery, View},
+};
 use prost::Message;
+use tracing::debug;
 
-use super::{Node, NodeError};
+use super::{Node, NodeError, RETRY_DELAY};
 use crate::{driver::DriveError, transport::Peer};
 
 /// Players of whom one cell is looked up together; rows are read one by one.
 const READ_TOGETHER_MAX: usize = 16;
 
-/// Which cells a request reads, and of when.
-fn selected(request: &GetRequest) -> (Selection<'_>, Option<Hlc>) {
+/// Which values of which cells a request reads.
+fn query(request: &GetRequest) -> CellQuery<'_> {
     let family = request.family.as_str();
     let selection = match (&request.qualifiers, request.qualifier.as_str(), request.qualifier_prefix.as_str()) {
         _ if family.is_empty() => Selection::Row,
@@ -30,7 +36,16 @@ fn selected(request: &GetRequest) -> (Selection<'_>, Option<Hlc>) {
         (None, "", prefix) => Selection::Prefix(family, prefix),
         (None, qualifier, _) => Selection::Cell(family, qualifier),
     };
-    (selection, Some(Hlc(request.as_of)).filter(|as_of| as_of.0 > 0))
+    let as_of = Some(Hlc(request.as_of)).filter(|as_of| as_of.0 > 0);
+    CellQuery { selection, as_of, versions: request.versions.max(1) as usize }
+}
+
+/// A checksum is taken of shards between two entries: it is tried so often to find them there.
+const WHOLE_TRIES_MAX: usize = 100;
+
+/// Whether a shard is between two entries, where it can be compared with its other replicas.
+fn is_whole(view: &View) -> bool {
+    view.state().applied_commands == 0
 }
 
 /// Refuses an answer that has too many bytes.
@@ -47,7 +62,7 @@ impl Node {
         let keyspace = self.keyspace(shard).ok_or_else(|| self.not_here(shard, &[shard]))?;
         let empty = || NodeError::Unavailable { shard, reason: DriveError::NotReady("nothing is applied here yet") };
         let view = View::open(snapshot, keyspace, self.files.clone())?.ok_or_else(empty)?;
-        Ok(view.with_indexes(self.indexes.clone()))
+        Ok(view.with_indexes(self.indexes.clone()).with_sparse(self.sparse.clone()).at(self.now()))
     }
 
     /// Says who has all of `shards`, of which this node lacks one.
@@ -101,13 +116,12 @@ impl Node {
     pub async fn get(&self, request: &GetRequest) -> Result<Vec<Cell>, NodeError> {
         validate::get(request)?;
         let view = self.player_view(&request.game, &request.player_id).await?;
-        if let (selection @ Selection::Cell(..), as_of) = selected(request) {
-            return Ok(view.cells(&request.player_id, &selection, as_of)?);
+        if let query @ CellQuery { selection: Selection::Cell(..), .. } = query(request) {
+            return Ok(view.cells(&request.player_id, &query)?);
         }
         let request = request.clone();
         let read = tokio::task::spawn_blocking(move || {
-            let (selection, as_of) = selected(&request);
-            let cells = view.cells(&request.player_id, &selection, as_of)?;
+            let cells = view.cells(&request.player_id, &query(&request))?;
             check_answer(cells.iter().map(Message::encoded_len).sum())?;
             Ok(cells)
         });
@@ -129,12 +143,12 @@ impl Node {
     ) -> Result<Vec<PlayerCells>, NodeError> {
         let view = self.view(shard).await?;
         let read = tokio::task::spawn_blocking(move || {
-            let (selection, as_of) = selected(&of_each);
+            let query = query(&of_each);
             let (mut read, mut bytes) = (Vec::with_capacity(player_ids.len()), 0);
-            let together = if matches!(selection, Selection::Cell(..)) { READ_TOGETHER_MAX } else { 1 };
+            let together = if matches!(query.selection, Selection::Cell(..)) { READ_TOGETHER_MAX } else { 1 };
             for some in player_ids.chunks(together) {
                 let players: Vec<_> = some.iter().map(String::as_str).collect();
-                for (player_id, cells) in some.iter().zip(view.cells_of_many(&players, &selection, as_of)?) {
+                for (player_id, cells) in some.iter().zip(view.cells_of_many(&players, &query)?) {
                     let player = PlayerCells { player_id: player_id.clone(), cells };
                     bytes += player.encoded_len();
                     read.push(player);
@@ -154,7 +168,14 @@ impl Node {
 
     /// Returns the checksum of each shard of a game, after everything acknowledged before.
     pub async fn checksums(&self, game: &str) -> Result<Vec<(ShardId, Checksum)>, NodeError> {
-        Self::checksums_of(self.game_views(game).await?).await
+        let mut views = self.game_views(game).await?;
+        for _ in 0..WHOLE_TRIES_MAX {
+            let Some(shard) = views.iter().find(|view| !is_whole(view)).map(View::shard) else { break };
+            debug!(%shard, "an entry is being applied; its checksum is taken behind it");
+            tokio::time::sleep(RETRY_DELAY).await;
+            views = self.game_views(game).await?;
+        }
+        Self::checksums_of(views).await
     }
 
     /// Returns the checksums of this node's replicas of a game as they are, each at its own applied index.
@@ -167,6 +188,9 @@ impl Node {
     }
 
     async fn checksums_of(views: Vec<View>) -> Result<Vec<(ShardId, Checksum)>, NodeError> {
+        if let Some(shard) = views.iter().find(|view| !is_whole(view)).map(View::shard) {
+            return Err(NodeError::Unavailable { shard, reason: DriveError::NotReady("an entry is being applied") });
+        }
         let sums = tokio::task::spawn_blocking(move || {
             views.iter().map(|view| Ok((view.shard(), Checksum::of(view)?))).collect::<galoo_storage::Result<Vec<_>>>()
         });

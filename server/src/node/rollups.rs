@@ -33,17 +33,22 @@ impl Node {
         self.tell_shards(game, &command::command::Body::DropRollup(command::DropRollup { id })).await
     }
 
-    async fn tell_shards(self: &Arc<Self>, game: &str, body: &command::command::Body) -> Result<(), NodeError> {
+    /// Tells every shard of a game of a rollup or family that is new or gone.
+    pub(super) async fn tell_shards(
+        self: &Arc<Self>,
+        game: &str,
+        body: &command::command::Body,
+    ) -> Result<(), NodeError> {
         let shards: Vec<ShardId> = self.game(game).await?.shards.iter().map(|(shard, _)| shard).collect();
         try_join_all(shards.into_iter().map(|shard| self.tell_shard(shard, body.clone()))).await?;
         Ok(())
     }
 
-    /// Tells one shard of a rollup that is new or gone; once more does no harm.
+    /// Tells one shard of a rollup or family that is new or gone; once more does no harm.
     pub async fn tell_shard(self: &Arc<Self>, shard: ShardId, body: command::command::Body) -> Result<(), NodeError> {
         let outcome = self.propose(shard, body).await?;
         match &outcome.result {
-            Some(command::outcome::Result::RollupChanged(_)) => Ok(()),
+            Some(command::outcome::Result::RollupChanged(_) | command::outcome::Result::FamilyChanged(_)) => Ok(()),
             _ => Err(unexpected(shard, &outcome)),
         }
     }

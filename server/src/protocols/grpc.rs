@@ -128,7 +128,9 @@ impl From<NodeError> for Status {
         let message = error.to_string();
         match error {
             NodeError::Invalid(_) => Self::invalid_argument(message),
-            NodeError::UnknownGame(_) | NodeError::UnknownRollup(_) => Self::not_found(message),
+            NodeError::UnknownGame(_) | NodeError::UnknownRollup(_) | NodeError::UnknownFamily(_) => {
+                Self::not_found(message)
+            }
             NodeError::GameExists(_) | NodeError::RollupExists(_) => Self::already_exists(message),
             NodeError::Refused(_) | NodeError::NotHere { .. } => Self::failed_precondition(message),
             NodeError::DiskFull(_) => refused_for(DISK_RETRY_AFTER, message),

@@ -122,15 +122,17 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
-    fn compact(&self, family: Family) -> Result<()> {
+    fn compact(&self, family: Family, range: Option<Range<&[u8]>>) -> Result<()> {
         let mut guard = self.lock();
         // Snapshots have tables of their own.
         let Tables { live, flushed, gc_times } = &mut *guard;
         for (keyspace, gc) in gc_times {
-            let range = key::keyspace_range(*keyspace);
+            let of_keyspace = key::keyspace_range(*keyspace);
             for table in [&mut *live, &mut *flushed] {
                 Arc::make_mut(table).retain(|(of, key), value| {
-                    *of != family || !range.contains(key) || cell::is_readable(family, value, *gc)
+                    let is_meant = range.as_ref().is_none_or(|range| range.contains(&key.as_slice()));
+                    let is_of_keyspace = *of == family && of_keyspace.contains(key);
+                    !is_meant || !is_of_keyspace || cell::is_readable(family, value, *gc)
                 });
             }
         }

@@ -10,9 +10,9 @@ use std::{collections::HashMap, ffi::CStr, ops::Range, path::Path, sync::Arc};
 
 use galoo_proto::{Hlc, Keyspace};
 use rocksdb::{
-    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, CompactionDecision, DBCompactionStyle,
-    DBCompressionType, DBRawIteratorWithThreadMode, DBWithThreadMode, FlushOptions, MultiThreaded, ReadOptions,
-    ReadTier, SnapshotWithThreadMode, UniversalCompactOptions, WriteOptions,
+    BlockBasedOptions, BottommostLevelCompaction, BoundColumnFamily, Cache, ColumnFamilyDescriptor, CompactOptions,
+    CompactionDecision, DBCompactionStyle, DBCompressionType, DBRawIteratorWithThreadMode, DBWithThreadMode,
+    FlushOptions, MultiThreaded, ReadOptions, ReadTier, SnapshotWithThreadMode, UniversalCompactOptions, WriteOptions,
     compaction_filter::CompactionFilter,
     compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory},
 };
@@ -244,9 +244,13 @@ impl Engine for RocksEngine {
         Ok(self.db.flush_cfs_opt(&named, &FlushOptions::default())?)
     }
 
-    fn compact(&self, family: Family) -> Result<()> {
+    fn compact(&self, family: Family, range: Option<Range<&[u8]>>) -> Result<()> {
+        let (start, end) = range.map(|range| (range.start, range.end)).unzip();
         // What its memtable holds is flushed first, with atomic flush together with every other family's.
-        self.db.compact_range_cf(&handle(&self.db, family), None::<&[u8]>, None::<&[u8]>);
+        let mut options = CompactOptions::default();
+        // By default files of the last level may be passed over, and rows that became unreadable stay in them.
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        self.db.compact_range_cf_opt(&handle(&self.db, family), start, end, &options);
         Ok(())
     }
 

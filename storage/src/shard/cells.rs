@@ -17,42 +17,87 @@ use galoo_proto::{
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{change, rejected, turn::Turn};
+use super::{change, families::Keeping, rejected, turn::Turn};
 use crate::{
     Result,
-    cell::{Header, Newest, Past},
+    cell::{Current, Header, NEVER, Past, Version},
     engine::{Direction, Family},
     key::{self, Selection},
 };
 
 /// A cell while a command is worked out.
+#[derive(Default)]
 struct Draft {
-    /// As the commands before this one left it; `None` where it is not there.
-    stored: Option<(Hlc, Value)>,
+    /// Its values as the commands before this one left them, the newest first.
+    stored: Vec<Version>,
+    /// Bytes of its key and row. 0 where it is not there: deleted, or expired; whether the row of one that expired is still
+    /// there is each replica's own.
+    stored_bytes: u64,
+    /// What the command makes of it.
     value: Option<Value>,
-    touched: bool,
+    /// How; `None` while the command has not touched it.
+    keeping: Option<Keeping>,
+    /// The command has deleted it, whatever it wrote behind that.
+    deleted: bool,
+}
+
+/// A cell that a command changed.
+struct Changed {
+    cell: Vec<u8>,
+    row: Vec<u8>,
+    /// When it expires; `None` where it was deleted.
+    expires: Option<Hlc>,
+    /// Bytes that it counted for before; 0 where it was not there.
+    stored_bytes: u64,
+    /// Versions that are not in the row any more.
+    fallen: Vec<(Hlc, Past)>,
 }
 
 impl Draft {
-    fn new(row: Option<&[u8]>) -> Result<Self> {
-        let newest = row.map(Newest::decode).transpose()?;
-        let stored = newest.and_then(|newest| Some((newest.version, newest.value?)));
-        Ok(Self { value: stored.as_ref().map(|(_, value)| value.clone()), stored, touched: false })
+    fn new(cell: &[u8], row: Option<&[u8]>, now: Hlc) -> Result<Self> {
+        let Some(row) = row else { return Ok(Self::default()) };
+        let Current { values: stored, .. } = Current::decode(row)?;
+        let newest = stored.first().filter(|newest| newest.expires > now);
+        let stored_bytes = newest.map_or(0, |_| (cell.len() + row.len()) as u64);
+        let value = newest.map(|newest| newest.value.clone());
+        Ok(Self { stored, stored_bytes, value, ..Self::default() })
+    }
+
+    fn is_there(&self) -> bool {
+        self.stored_bytes > 0
     }
 
     /// When it was last changed; 0 where it is not there.
     fn version(&self) -> u64 {
-        self.stored.as_ref().map_or(0, |(version, _)| version.0)
+        self.stored.first().filter(|_| self.is_there()).map_or(0, |newest| newest.at.0)
     }
 
-    fn set(&mut self, value: Option<Value>) {
+    fn set(&mut self, value: Option<Value>, keeping: Keeping) {
+        self.deleted |= value.is_none();
         self.value = value;
-        self.touched = true;
+        self.keeping = Some(keeping);
     }
 
-    /// Whether it leaves something else: what is not there and is deleted stays as it is.
-    fn changes(&self) -> bool {
-        self.touched && (self.stored.is_some() || self.value.is_some())
+    /// Returns what to write, if anything: what is not there and is deleted stays as it is.
+    fn changed(self, cell: Vec<u8>, now: Hlc) -> Option<Changed> {
+        let Keeping { versions_max, expires } = self.keeping?;
+        if self.value.is_none() && !self.is_there() {
+            return None;
+        }
+        let mut row = Current { version: now, values: Vec::new() };
+        row.values.extend(self.value.map(|value| Version { at: now, expires, value }));
+        let mut fallen = Vec::new();
+        let mut ends = NEVER;
+        for older in self.stored {
+            ends = ends.min(older.expires);
+            if !self.deleted && row.values.len() < versions_max && ends > now {
+                row.values.push(older);
+            } else {
+                fallen.push((older.at, Past { until: ends.min(now), value: older.value }));
+            }
+        }
+        let expires = row.values.first().map(|newest| newest.expires);
+        Some(Changed { cell, row: row.encode(), expires, stored_bytes: self.stored_bytes, fallen })
     }
 }
 
@@ -81,9 +126,12 @@ impl Turn<'_> {
 
     fn change(&mut self, mutate: MutatePlayer) -> Result<Outcome> {
         let row_key = key::row(self.shard.keyspace, &mutate.player_id);
-        let header = self.get(Family::Cells, &row_key)?.map_or(Ok(Header::default()), |row| Header::decode(&row))?;
+        let mut header = self.header(&row_key)?;
         let mut drafts = Drafts::new();
         for (index, condition) in mutate.preconditions.iter().enumerate() {
+            if is_of_row(condition) {
+                header = self.counted(&mutate.player_id, header)?;
+            }
             if let Some(failed) = self.failed(&mut drafts, &mutate.player_id, header, condition)? {
                 return Ok(refused(Reason::PreconditionFailed, index, failed));
             }
@@ -105,23 +153,32 @@ impl Turn<'_> {
             let detail = format!("the new values have {answer_bytes} bytes; an answer takes {limit}");
             return Ok(rejected(Reason::CellConflict, limit, detail));
         }
-        let grown = match grown(header, &drafts, self.hlc) {
-            Ok(grown) => grown,
-            Err(too_large) => return Ok(too_large),
-        };
+        let mut learned = Vec::new();
         for mutation in &mutate.mutations {
             let cell = key::cell(self.shard.keyspace, &mutate.player_id, &mutation.family, &mutation.qualifier);
             if let Some(value) = drafts.get(&cell).and_then(|draft| draft.value.as_ref()) {
-                self.learn_qualifier(&mutation.family, &mutation.qualifier, value)?;
+                learned.push((&mutation.family, &mutation.qualifier, value_kind(value)));
             }
         }
-        if drafts.values().any(Draft::changes) {
-            self.set(Family::Cells, row_key, grown.encode());
-            self.state.state_hlc = self.hlc.0;
+        let now = self.hlc;
+        let changed: Vec<_> = drafts.into_iter().filter_map(|(cell, draft)| draft.changed(cell, now)).collect();
+        let mut counted = grown(header, &changed, now);
+        if counted.is_err() {
+            // Perhaps only with cells that expired since they were counted.
+            counted = grown(self.counted(&mutate.player_id, header)?, &changed, now);
         }
-        for (cell, draft) in drafts.into_iter().filter(|(_, draft)| draft.changes()) {
-            self.store_cell(cell, draft);
+        let header = match counted {
+            Ok(grown) => grown,
+            Err(too_large) => return Ok(too_large),
+        };
+        for (family, qualifier, kind) in learned {
+            self.learn_qualifier(family, qualifier, kind)?;
         }
+        if !changed.is_empty() {
+            self.set(Family::Cells, row_key, header.encode());
+            self.state.state_hlc = now.0;
+        }
+        changed.into_iter().for_each(|changed| self.store_cell(changed));
         let first_seq = if mutate.events.is_empty() { 0 } else { self.state.last_seq + 1 };
         self.learn_properties(mutate.properties);
         for event in &mutate.events {
@@ -139,8 +196,7 @@ impl Turn<'_> {
         header: Header,
         condition: &Precondition,
     ) -> Result<Option<Misfit>> {
-        let is_row = condition.family.is_empty() && condition.qualifier.is_empty();
-        let (name, version, value) = if is_row {
+        let (name, version, value) = if is_of_row(condition) {
             // A row without cells is as good as none: whether its header is still there is each replica's own.
             ("the row".to_owned(), if header.cells == 0 { 0 } else { header.version.0 }, None)
         } else {
@@ -168,6 +224,7 @@ impl Turn<'_> {
         player: &str,
         mutation: &Mutation,
     ) -> Result<Result<Option<Value>, Misfit>> {
+        let keeping = self.keeping(&mutation.family, mutation.ttl_ms);
         let selection = match &mutation.change {
             Some(Change::DeleteRow(_)) => Selection::Row,
             Some(Change::DeleteFamily(_)) => Selection::Family(&mutation.family),
@@ -175,7 +232,7 @@ impl Turn<'_> {
                 let draft = self.draft(drafts, player, &mutation.family, &mutation.qualifier)?;
                 return Ok(match change::changed(draft.value.as_ref(), mutation) {
                     Ok(value) => {
-                        draft.set(value.clone());
+                        draft.set(value.clone(), keeping);
                         Ok(value)
                     }
                     Err(said) => Err(Misfit {
@@ -188,12 +245,12 @@ impl Turn<'_> {
         };
         let range = key::cells(self.shard.keyspace, player, &selection);
         for (cell, row) in self.cell_rows(&range)? {
-            let draft = Draft::new(Some(&row))?;
-            if let (Entry::Vacant(place), Some(_)) = (drafts.entry(cell), &draft.stored) {
+            let draft = Draft::new(&cell, Some(&row), self.hlc)?;
+            if let (Entry::Vacant(place), true) = (drafts.entry(cell), draft.is_there()) {
                 place.insert(draft);
             }
         }
-        drafts.range_mut(range).for_each(|(_, draft)| draft.set(None));
+        drafts.range_mut(range).for_each(|(_, draft)| draft.set(None, keeping));
         Ok(Ok(None))
     }
 
@@ -203,7 +260,8 @@ impl Turn<'_> {
             Entry::Occupied(draft) => draft.into_mut(),
             Entry::Vacant(place) => {
                 let row = self.get(Family::Cells, place.key())?;
-                place.insert(Draft::new(row.as_deref())?)
+                let draft = Draft::new(place.key(), row.as_deref(), self.hlc)?;
+                place.insert(draft)
             }
         })
     }
@@ -219,19 +277,43 @@ impl Turn<'_> {
         Ok(found)
     }
 
-    /// Writes a cell that was changed, and what it was.
-    fn store_cell(&mut self, cell: Vec<u8>, Draft { stored, value, .. }: Draft) {
-        if let Some((version, value)) = stored {
-            self.put(Family::History, key::past(&cell, version), Past { until: self.hlc, value }.encode());
+    /// A row's header; one whose cells have all expired is as good as none.
+    fn header(&self, row_key: &[u8]) -> Result<Header> {
+        let header = self.get(Family::Cells, row_key)?.map_or(Ok(Header::default()), |row| Header::decode(&row))?;
+        Ok(if header.expires_last <= self.hlc { Header::default() } else { header })
+    }
+
+    /// Returns a row's header that counts no cell that has expired; reads the row if there may be one.
+    fn counted(&self, player: &str, header: Header) -> Result<Header> {
+        if header.expires_first > self.hlc {
+            return Ok(header);
         }
-        self.set(Family::Cells, cell, Newest { version: self.hlc, value }.encode());
+        let mut counted = Header { version: header.version, ..Header::default() };
+        for (cell, row) in self.cell_rows(&key::cells(self.shard.keyspace, player, &Selection::Row))? {
+            let expires = Current::decode(&row)?.expires();
+            if expires > self.hlc {
+                counted.add((cell.len() + row.len()) as u64, expires);
+            }
+        }
+        Ok(counted)
+    }
+
+    /// Writes a cell that was changed, and what it was.
+    fn store_cell(&mut self, Changed { cell, row, expires, fallen, .. }: Changed) {
+        for (version, past) in fallen {
+            self.put(Family::History, key::past(&cell, version), past.encode());
+        }
+        if let Some(expires) = expires.filter(|expires| *expires != NEVER) {
+            self.state.expires_hlc = self.state.expires_hlc.max(expires.0);
+        }
+        self.set(Family::Cells, cell, row);
     }
 
     /// Adds a qualifier and its value's kind to the catalog.
-    fn learn_qualifier(&mut self, family: &str, qualifier: &str, value: &Value) -> Result<()> {
+    fn learn_qualifier(&mut self, family: &str, qualifier: &str, kind: u8) -> Result<()> {
         let catalog = key::qualifier(self.shard.keyspace, family, qualifier);
         let known = self.get(Family::Meta, &catalog)?.and_then(|kinds| kinds.first().copied()).unwrap_or(0);
-        let all = known | value_kind(value);
+        let all = known | kind;
         if all != known {
             self.set(Family::Meta, catalog, vec![all]);
         }
@@ -241,26 +323,31 @@ impl Turn<'_> {
 
 /// Returns a row's header after a change, or the refusal of one that makes a row too large; one that makes a row smaller
 /// is never refused.
-fn grown(header: Header, drafts: &Drafts, now: Hlc) -> Result<Header, Outcome> {
-    let (mut cells, mut bytes) = (i128::from(header.cells), i128::from(header.bytes));
-    for (cell, draft) in drafts.iter().filter(|(_, draft)| draft.touched) {
-        let bytes_of = |value: &Value| (cell.len() + Newest::row_bytes(value)) as i128;
-        let (before, after) =
-            (draft.stored.as_ref().map(|(_, value)| bytes_of(value)), draft.value.as_ref().map(bytes_of));
-        cells += i128::from(after.is_some()) - i128::from(before.is_some());
-        bytes += after.unwrap_or(0) - before.unwrap_or(0);
+fn grown(header: Header, changed: &[Changed], now: Hlc) -> Result<Header, Outcome> {
+    let mut grown = header;
+    for gone in changed.iter().filter(|changed| changed.stored_bytes > 0) {
+        grown.remove(gone.stored_bytes);
+    }
+    for Changed { cell, row, expires, .. } in changed {
+        if let Some(expires) = expires {
+            grown.add((cell.len() + row.len()) as u64, *expires);
+        }
     }
     for (what, before, after, limit) in [
-        ("cells", i128::from(header.cells), cells, ROW_CELLS_MAX),
-        ("bytes", i128::from(header.bytes), bytes, ROW_BYTES_MAX),
+        ("cells", u64::from(header.cells), u64::from(grown.cells), ROW_CELLS_MAX),
+        ("bytes", header.bytes, grown.bytes, ROW_BYTES_MAX),
     ] {
-        if after > before && after > i128::from(limit) {
+        if after > before && after > limit {
             let detail = format!("the row would have {after} {what}; the limit is {limit}");
             return Err(rejected(Reason::RowTooLarge, limit, detail));
         }
     }
-    let cells = u32::try_from(cells).unwrap_or_default();
-    Ok(Header { version: now, cells, bytes: u64::try_from(bytes).unwrap_or_default() })
+    Ok(Header { version: now, ..grown })
+}
+
+/// Whether a test is of the whole row.
+fn is_of_row(condition: &Precondition) -> bool {
+    condition.family.is_empty() && condition.qualifier.is_empty()
 }
 
 /// What a refused command met.

@@ -1,6 +1,6 @@
 //! What apply works on: the changes of entries' commands, before they are written together.
 
-use std::{collections::HashMap, ops::Range};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use galoo_proto::{
     ChunkId, Hlc, RollupId, Seq, Token, TokenRange,
@@ -9,7 +9,7 @@ use galoo_proto::{
 };
 use prost::Message;
 
-use super::{FORMAT_VERSION, Shard, new_chunk, rejected};
+use super::{FORMAT_VERSION, Shard, families::Families, new_chunk, rejected};
 use crate::{
     Error, Result,
     engine::{Family, WriteBatch},
@@ -24,6 +24,8 @@ pub(super) struct Turn<'a> {
     pub(super) state: record::ShardState,
     /// The entry that is being worked out.
     pub(super) index: u64,
+    /// So many of its commands are.
+    done: u32,
     /// Stamp of the command that is being worked out.
     pub(super) hlc: Hlc,
     batch: WriteBatch,
@@ -34,6 +36,8 @@ pub(super) struct Turn<'a> {
     pub(super) new_properties: HashMap<String, Kinds>,
     /// Producers that were changed; `None` for one that was evicted.
     pub(super) producers: HashMap<String, Option<record::Producer>>,
+    /// The declared families, as the commands so far leave them.
+    pub(super) families: Arc<Families>,
 }
 
 /// Events of one entry in one chunk.
@@ -49,6 +53,7 @@ pub(super) struct Written {
     pub(super) batch: WriteBatch,
     pub(super) new_properties: HashMap<String, Kinds>,
     pub(super) producers: HashMap<String, Option<record::Producer>>,
+    pub(super) families: Arc<Families>,
 }
 
 impl<'a> Turn<'a> {
@@ -57,22 +62,39 @@ impl<'a> Turn<'a> {
             shard,
             state: shard.state,
             index: shard.state.applied,
+            done: 0,
             hlc: shard.hlc(),
             batch: WriteBatch::default(),
             run: None,
             rows: HashMap::new(),
             new_properties: HashMap::new(),
             producers: HashMap::new(),
+            families: shard.families.clone(),
         }
     }
 
-    /// Goes on to the entry at `index`.
-    pub(super) fn begin(&mut self, index: u64) {
+    /// Goes on to the entry at `index`, and returns how many of its commands have taken effect before.
+    pub(super) fn begin(&mut self, index: u64) -> usize {
         assert!(index == self.index + 1, "INV-S2: {index} applied after {}", self.index);
         self.end_run();
         self.index = index;
+        self.done = std::mem::take(&mut self.state.applied_commands);
+        self.done as usize
     }
 
+    /// Bytes that are to be written.
+    pub(super) fn staged_bytes(&self) -> usize {
+        self.batch.bytes() + self.run.as_ref().map_or(0, |run| run.bytes.len())
+    }
+
+    /// Ends behind the commands that were taken of the last entry.
+    pub(super) fn pause(mut self) -> Written {
+        self.state.applied_commands = self.done;
+        self.index -= 1;
+        self.finish()
+    }
+
+    /// Ends behind the last entry.
     pub(super) fn finish(mut self) -> Written {
         let keyspace = self.shard.keyspace;
         self.end_run();
@@ -85,8 +107,8 @@ impl<'a> Turn<'a> {
                 None => self.batch.delete(Family::Producers, key),
             }
         }
-        let Self { state, batch, new_properties, producers, .. } = self;
-        Written { state, batch, new_properties, producers }
+        let Self { state, batch, new_properties, producers, families, .. } = self;
+        Written { state, batch, new_properties, producers, families }
     }
 }
 
@@ -158,6 +180,7 @@ impl Turn<'_> {
         // A leader stamps above everything in its log; a lower stamp (its clock went backwards) is lifted alike everywhere.
         self.hlc = Hlc(command.hlc).max(Hlc(self.state.hlc + 1));
         self.state.hlc = self.hlc.0;
+        self.done += 1;
         self.run(command.body)
     }
 
@@ -185,6 +208,8 @@ impl Turn<'_> {
             Some(Body::Seal(seal)) => Ok(self.seal(seal.chunk)),
             Some(Body::DefineRollup(rollup)) => self.define_rollup(&rollup),
             Some(Body::DropRollup(drop)) => self.drop_rollup(RollupId(drop.id)),
+            Some(Body::DefineFamily(family)) => Ok(self.define_family(family)),
+            Some(Body::DropFamily(drop)) => Ok(self.drop_family(&drop)),
             Some(Body::MoveGcTime(to)) => Ok(self.move_gc_time(Hlc(to.to))),
         }
     }

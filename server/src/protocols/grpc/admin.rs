@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use galoo_proto::{
     admin::{
-        ChecksumRequest, ChecksumResponse, CreateGameRequest, CreateGameResponse, DropGameRequest, DropGameResponse,
-        Game, InitClusterRequest, InitClusterResponse, ListGamesRequest, ListGamesResponse, ShardChecksum,
-        StatusRequest, StatusResponse, TopologyRequest, TopologyResponse, admin_server::Admin,
+        ChecksumRequest, ChecksumResponse, CreateGameRequest, CreateGameResponse, DefineFamilyRequest,
+        DefineFamilyResponse, DropFamilyRequest, DropFamilyResponse, DropGameRequest, DropGameResponse, Game,
+        InitClusterRequest, InitClusterResponse, ListFamiliesRequest, ListFamiliesResponse, ListGamesRequest,
+        ListGamesResponse, ShardChecksum, StatusRequest, StatusResponse, TopologyRequest, TopologyResponse,
+        admin_server::Admin,
     },
     meta::GameRecord,
 };
@@ -38,6 +40,29 @@ impl Admin for AdminService {
     async fn drop_game(&self, request: Request<DropGameRequest>) -> Result<Response<DropGameResponse>, Status> {
         self.0.node()?.drop_game(&request.into_inner().name).await?;
         Ok(Response::new(DropGameResponse {}))
+    }
+
+    async fn define_family(
+        &self,
+        request: Request<DefineFamilyRequest>,
+    ) -> Result<Response<DefineFamilyResponse>, Status> {
+        let DefineFamilyRequest { game, family } = request.into_inner();
+        let family = self.0.node()?.define_family(&game, family.unwrap_or_default()).await?;
+        Ok(Response::new(DefineFamilyResponse { family: Some(family) }))
+    }
+
+    async fn list_families(
+        &self,
+        request: Request<ListFamiliesRequest>,
+    ) -> Result<Response<ListFamiliesResponse>, Status> {
+        let families = self.0.node()?.families(&request.into_inner().game).await?;
+        Ok(Response::new(ListFamiliesResponse { families }))
+    }
+
+    async fn drop_family(&self, request: Request<DropFamilyRequest>) -> Result<Response<DropFamilyResponse>, Status> {
+        let DropFamilyRequest { game, name } = request.into_inner();
+        self.0.node()?.drop_family(&game, &name).await?;
+        Ok(Response::new(DropFamilyResponse {}))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
