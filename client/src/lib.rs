@@ -229,6 +229,17 @@ impl Client {
         Ok(self.admin(&request, |mut admin, request| async move { admin.checksum(request).await }).await?.shards)
     }
 
+    /// Compacts the given node's replicas of a game, or tells how far that is.
+    pub async fn compact(&self, game: &str, begin: bool) -> Result<admin::CompactResponse> {
+        let request = admin::CompactRequest { game: game.to_owned(), begin };
+        self.admin(&request, |mut admin, request| async move { admin.compact(request).await }).await
+    }
+
+    /// Where nodes, games and shards are.
+    pub async fn topology(&self) -> Result<admin::TopologyResponse> {
+        self.admin(&admin::TopologyRequest {}, |mut admin, request| async move { admin.topology(request).await }).await
+    }
+
     /// Makes a cluster of the nodes that the given one was started to join, or finds it made.
     pub async fn init_cluster(&self) -> Result<admin::InitClusterResponse> {
         self.admin(&admin::InitClusterRequest {}, |mut admin, request| async move { admin.init_cluster(request).await })

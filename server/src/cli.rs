@@ -10,6 +10,7 @@
 
 mod bench;
 mod cluster;
+mod compact;
 mod data;
 mod demo;
 mod families;
@@ -84,6 +85,9 @@ enum Command {
     /// Show the checksum of each shard of a game
     #[command(after_help = "Example: galoo checksum --game rpg")]
     Checksum(status::ChecksumArgs),
+    /// Compact a game on every node: what is stored by now becomes segments, and these as few as can be
+    #[command(after_help = "Example: galoo compact --game rpg")]
+    Compact(compact::CompactArgs),
     /// Show what Galoo does: three nodes here, a million events, a node killed on the way, answers and proofs
     #[command(after_help = "Example: galoo demo --once")]
     Demo(demo::DemoArgs),
@@ -205,6 +209,7 @@ async fn client_command(command: Command) -> Result<(), Failure> {
         Command::Sql(args) => sql::run(args).await,
         Command::Bench(command) => bench::run(command).await,
         Command::Status(args) => status::status(args).await,
+        Command::Compact(args) => compact::compact(args).await,
         Command::Checksum(args) => status::checksum(args).await,
         Command::Demo(args) => demo::run(args).await,
     }

@@ -1,7 +1,7 @@
 //! Carries out what [`galoo_storage::compaction::choose`] chooses, one shard after the other, and lets the log go.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -9,7 +9,7 @@ use galoo_cluster::{META_GROUP, machine::Machine};
 use galoo_consensus::{GroupId, StateMachine};
 use galoo_proto::{GameId, Hlc, Keyspace, ShardId};
 use galoo_storage::{
-    compaction::{self, Choice},
+    compaction::{self, Choice, Policy},
     engine::Family,
     rollup::{Definition, cover},
     view::{Source, View},
@@ -96,6 +96,7 @@ pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool
     loop {
         let mut more = false;
         pace.round(Instant::now());
+        node.is_busy().store(pace.busy, Ordering::Relaxed);
         for (shard, keyspace) in node.open_shards() {
             match compact(&node, shard, keyspace, &mut pace).await {
                 Ok(done) => {
@@ -157,7 +158,13 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
             chunks.push(*chunk);
         }
     }
-    for choice in compaction::choose(&node.config().compaction, &open, &chunks, Hlc::from_millis(unix_ms())) {
+    let mut policy = node.config().compaction.clone();
+    if let Some(through) = node.eager().through(shard)
+        && chunks.iter().chain([&open]).any(|chunk| chunk.first_seq <= through.0)
+    {
+        policy = Policy { seal_age_ms: 0, segment_age_ms: 0, ..policy };
+    }
+    for choice in compaction::choose(&policy, &open, &chunks, Hlc::from_millis(unix_ms())) {
         match choice {
             Choice::Seal(chunk) if node.leads(shard) => match node.seal(shard, chunk).await {
                 Ok(closed) => debug!(%shard, %chunk, closed, "sealed"),

@@ -7,6 +7,7 @@ mod data_folder;
 mod disk;
 mod door;
 mod driver;
+mod merger;
 mod node;
 mod protocols;
 mod sql;

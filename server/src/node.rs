@@ -5,6 +5,7 @@
 //! Whatever a node is asked for, it finds the leader by itself ([`forward`]).
 
 mod append;
+mod eager;
 mod families;
 mod forward;
 mod games;
@@ -18,7 +19,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -45,6 +46,7 @@ use galoo_storage::{
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
+use self::eager::Eager;
 pub use self::{append::PartResult, reads::check_answer};
 use crate::{
     config::Config,
@@ -147,6 +149,9 @@ pub struct Node {
     files: Arc<SegmentFiles>,
     indexes: Arc<ChunkIndexes>,
     sparse: Arc<SparseRanges>,
+    eager: Eager,
+    /// Callers write: work that nobody waits for rests.
+    busy: AtomicBool,
     transport: Arc<Transport>,
     driver: Driver,
     meta: watch::Receiver<Arc<MetaState>>,
@@ -216,6 +221,8 @@ impl Node {
             files,
             indexes: Arc::default(),
             sparse: Arc::default(),
+            eager: Eager::default(),
+            busy: AtomicBool::new(true),
             transport,
             driver,
             meta,
@@ -260,6 +267,16 @@ impl Node {
     /// How the node was configured.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Shards that somebody asked to compact.
+    pub fn eager(&self) -> &Eager {
+        &self.eager
+    }
+
+    /// Whether callers write, as the compactor sees it.
+    pub fn is_busy(&self) -> &AtomicBool {
+        &self.busy
     }
 
     /// Where reads passed many cells that nobody can read any more.

@@ -3,13 +3,17 @@
 //! [`choose`] looks at a shard and says what to do next; it is a function of its arguments alone. Sealing is a command
 //! (every replica closes the same chunk at the same log position); building segments is local to a replica, because
 //! it changes where events are and not which: [`build_segment`] works from a view, off the thread that applies, and
-//! [`commit_segment`] swaps chunks for the segment in one write.
+//! [`commit_segment`] swaps chunks for the segment in one write. Adjacent segments are merged likewise ([`choose_merge`],
+//! [`merge_segments`], [`commit_merge`]).
+
+mod merge;
 
 use std::sync::Arc;
 
 use galoo_proto::{ChunkId, Hlc, Keyspace, SegmentId, Token, record};
 use prost::Message;
 
+pub use self::merge::{Eagerness, Retired, choose_merge, commit_merge, merge_segments};
 use crate::{
     Error, Result,
     chunk::Run,
@@ -32,6 +36,9 @@ pub struct Policy {
     pub segment_age_ms: u64,
     /// A segment takes chunks until it has so many bytes: its builder holds them in memory.
     pub segment_bytes_max: u64,
+    /// Adjacent segments are merged until their events had so many bytes in chunks: whoever reads in order of seq holds a
+    /// part of them in memory.
+    pub merged_bytes_max: u64,
     /// Building segments gives way to everything else until sealed chunks of so many bytes wait for it.
     pub backlog_bytes_max: u64,
     /// State can be read as it was for so long.
@@ -46,6 +53,7 @@ impl Default for Policy {
             segment_bytes_min: 4 << 20,
             segment_age_ms: 600_000,
             segment_bytes_max: 32 << 20,
+            merged_bytes_max: 256 << 20,
             backlog_bytes_max: 256 << 20,
             history_ms: 600_000,
         }
@@ -238,6 +246,7 @@ mod tests {
             segment_bytes_min: 50,
             segment_age_ms: 600,
             segment_bytes_max: 150,
+            merged_bytes_max: 1_000,
             backlog_bytes_max: 1_000,
             history_ms: 0,
         };
@@ -272,9 +281,14 @@ mod tests {
     fn garbage_collection_follows_in_steps_and_rests_where_nothing_changes() {
         let policy = Policy { history_ms: 80_000, ..Policy::default() };
         let next = |gc_ms, changed_ms, now_ms| {
-            let (gc_hlc, state_hlc) = (Hlc::from_millis(gc_ms).0, Hlc::from_millis(changed_ms).0);
-            let state = record::ShardState { gc_hlc, state_hlc, ..Default::default() };
-            gc_time(&policy, &state, Hlc::from_millis(now_ms)).map(Hlc::millis)
+            let of = |changed_ms, expires_ms| {
+                let (gc_hlc, state_hlc) = (Hlc::from_millis(gc_ms).0, Hlc::from_millis(changed_ms).0);
+                let expires_hlc = Hlc::from_millis(expires_ms).0;
+                let state = record::ShardState { gc_hlc, state_hlc, expires_hlc, ..Default::default() };
+                gc_time(&policy, &state, Hlc::from_millis(now_ms)).map(Hlc::millis)
+            };
+            assert_eq!(of(changed_ms, 0), of(0, changed_ms), "what expires is a change");
+            of(changed_ms, 0)
         };
         assert_eq!(next(0, 5_000, 79_999), None, "younger than its history");
         assert_eq!(next(0, 5_000, 89_999), None, "less than a step");

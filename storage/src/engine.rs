@@ -157,6 +157,12 @@ pub trait Engine: Reader {
     /// shard back to before it; snapshots that live keep what they see.
     fn set_gc_time(&self, keyspace: Keyspace, gc: Hlc);
 
+    /// Returns a mark between the snapshots that were taken before and those that are taken later.
+    fn snapshot_mark(&self) -> u64;
+
+    /// Whether a snapshot lives that was taken before the mark.
+    fn has_snapshot_before(&self, mark: u64) -> bool;
+
     /// Returns a row's value as it would be read after a crash.
     fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>>;
 }

@@ -15,11 +15,12 @@
 
 mod blocks;
 mod files;
+mod merge;
 mod read;
 mod write;
 
-pub(crate) use self::{blocks::BLOCK_BYTES, files::failed, files::sync_folders, read::SegmentFile};
-pub use self::{files::SegmentFiles, read::SegmentScan, write::SegmentWriter};
+pub(crate) use self::{blocks::BLOCK_BYTES, files::failed, files::sync_folders, merge::merge, read::SegmentFile};
+pub use self::{files::SegmentFiles, merge::Step, read::SegmentScan, write::SegmentWriter};
 
 /// The newest format of a segment that this version knows.
 pub const FORMAT_VERSION: u32 = 1;

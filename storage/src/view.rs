@@ -20,6 +20,7 @@ use std::{
 use galoo_proto::{ChunkId, Hlc, Keyspace, Seq, ShardId, record, rollup::Rollup, value::FamilyDefinition};
 use prost::Message;
 
+pub(crate) use self::columns::extra_members;
 pub use self::{
     batches::Batches,
     columns::Column,
@@ -104,6 +105,16 @@ impl Source {
     /// Events in it.
     pub fn rows(&self) -> u64 {
         self.last_seq().0 + 1 - self.first_seq().0
+    }
+
+    /// What an event of it takes in memory, on average.
+    fn event_bytes_mean(&self) -> u64 {
+        let bytes = match self {
+            Self::Chunk(chunk) => chunk.bytes,
+            Self::Segment(segment) => segment.event_bytes,
+        };
+        // Beside its texts an event has numbers.
+        bytes / self.rows().max(1) + 64
     }
 
     fn may_match(&self, filter: &EventFilter) -> bool {

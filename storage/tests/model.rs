@@ -3,6 +3,8 @@
 //! Guards P3 (a batch takes effect once), P5 (the same content on every engine and in every tier) and the recovery rule
 //! (after a crash the log is applied again from what was flushed, to the same outcomes).
 
+#[path = "model/merges.rs"]
+mod merges;
 #[path = "model/parts.rs"]
 mod parts;
 #[path = "model/rollups.rs"]
@@ -28,7 +30,7 @@ use galoo_proto::{
 };
 use galoo_storage::{
     chunk::index::ChunkIndexes,
-    compaction::{build_segment, commit_segment, known_segments},
+    compaction::{Retired, build_segment, commit_segment, known_segments},
     engine::{Direction, Engine, memory::MemoryEngine, rocks, rocks::RocksEngine},
     key::Selection,
     properties,
@@ -55,6 +57,8 @@ enum Step {
     Seal,
     /// Turns all sealed chunks into one segment.
     Build,
+    /// Merges so many segments from a place on.
+    Merge { from: usize, count: usize },
     /// Defines a rollup.
     Define,
     /// Drops a rollup.
@@ -75,7 +79,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0u8..4, -5i64..6, prop::option::of(0i64..4)).prop_map(|(player, by, expected)| Step::Increment { player, by, expected }),
         1 => (0u8..4).prop_map(|player| Step::Delete { player }),
         2 => Just(Step::Seal),
-        2 => Just(Step::Build),
+        3 => Just(Step::Build),
+        2 => (0usize..3, 2usize..4).prop_map(|(from, count)| Step::Merge { from, count }),
         1 => Just(Step::Define),
         1 => (1u64..4).prop_map(Step::Drop),
         2 => Just(Step::Cover),
@@ -141,6 +146,7 @@ struct World {
     log: Vec<Vec<u8>>,
     outcomes: Vec<Outcome>,
     caches: rollups::Caches,
+    retired: Retired,
 }
 
 fn open(engine: &Arc<dyn Engine>, keyspace: Keyspace) -> Shard {
@@ -171,6 +177,7 @@ impl World {
             log: vec![],
             outcomes: vec![],
             caches: rollups::Caches::default(),
+            retired: Retired::default(),
         }
     }
 
@@ -210,6 +217,7 @@ impl World {
     /// Loses what was not flushed and applies the log again: every outcome must be the first one.
     fn crash(&mut self) {
         let Some(memory) = &self.memory else { return };
+        self.retired = Retired::default();
         memory.crash();
         // A restarted process has no index and no file open, and removes those that no row names.
         self.indexes = Arc::default();
@@ -400,6 +408,15 @@ fn run(steps: &[Step], world: &mut World) -> Model {
             }
             Step::Build if world.log.is_empty() => {}
             Step::Build => world.build(),
+            Step::Merge { .. } if world.log.is_empty() => {}
+            Step::Merge { from, count } => {
+                let segments = merges::segments(world);
+                let chosen = segments.get(*from..(from + count).min(segments.len())).unwrap_or_default();
+                if chosen.len() > 1 {
+                    assert!(merges::merge(world, chosen));
+                }
+                world.retired.sweep(world.engine.as_ref(), &world.files).expect("sweeps");
+            }
             Step::Define => {
                 model.defined += 1;
                 world.apply(Body::DefineRollup(rollups::definition(model.defined)));

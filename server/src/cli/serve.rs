@@ -17,6 +17,7 @@ use crate::{
     config::{Config, ConfigError, File, Given},
     data_folder::DataFolderError,
     door::{Door, FormError},
+    merger,
     node::Node,
     protocols::{grpc, http},
     sql::NodeSql,
@@ -149,7 +150,7 @@ async fn serve(mut config: Config, insecure: bool, json: bool, queries: &Handle)
     };
     tokio::pin!(signal);
     let mut failed = Ok(());
-    let mut compaction = None;
+    let mut workers = None;
     tokio::select! {
         signal = &mut signal => info!("{signal} before the node ran: stopping"),
         ended = fronts.join_next() => failed = front_ended(ended),
@@ -161,7 +162,8 @@ async fn serve(mut config: Config, insecure: bool, json: bool, queries: &Handle)
                 let pg_stopped = until_stopped(stopped.clone());
                 let limits = galoo_pg::PgLimits::default();
                 fronts.spawn_on(async move { Ok(galoo_pg::serve(pg_listener, sql, pg_stopped, limits).await?) }, queries);
-                compaction = Some(tokio::spawn(compactor::run(node, stopped)));
+                let merging = merger::run(node.clone(), stopped.clone());
+                workers = Some(tokio::spawn(async { tokio::join!(compactor::run(node, stopped), merging) }));
                 door.serve();
                 announce("ready", &config, json);
                 tokio::select! {
@@ -176,8 +178,8 @@ async fn serve(mut config: Config, insecure: bool, json: bool, queries: &Handle)
     if tokio::time::timeout(STOP_WAIT, all_ended).await.is_err() {
         warn!("calls still run {STOP_WAIT:?} after the stop; they are cut off");
     }
-    if let Some(compaction) = compaction {
-        let _ = tokio::time::timeout(STOP_WAIT, compaction).await;
+    if let Some(workers) = workers {
+        let _ = tokio::time::timeout(STOP_WAIT, workers).await;
     }
     if let Ok(node) = door.starting_node().cloned() {
         tokio::task::spawn_blocking(move || node.stop()).await?;

@@ -180,11 +180,7 @@ impl Node {
 
     /// Returns the checksums of this node's replicas of a game as they are, each at its own applied index.
     pub async fn local_checksums(&self, game: &str) -> Result<Vec<(ShardId, Checksum)>, NodeError> {
-        let game = self.game(game).await?;
-        let here = game.shards.iter().map(|(shard, _)| shard).filter(|shard| self.keyspace(*shard).is_some());
-        let views =
-            here.map(|shard| self.stale_view(shard)).filter(|view| !matches!(view, Err(error) if error.is_passing()));
-        Self::checksums_of(views.collect::<Result<_, _>>()?).await
+        Self::checksums_of(self.replicas(game).await?).await
     }
 
     async fn checksums_of(views: Vec<View>) -> Result<Vec<(ShardId, Checksum)>, NodeError> {

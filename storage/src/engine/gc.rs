@@ -1,4 +1,4 @@
-//! Up to when each keyspace's history may be dropped, as far as living snapshots allow.
+//! What living snapshots hold back: each keyspace's history from being dropped, and files from being removed.
 //!
 //! An engine drops rows when it rewrites its files, whatever its snapshots still see. So a time that is set counts only
 //! once every snapshot that was taken before is gone; a snapshot that is taken later holds the state that the time was
@@ -65,6 +65,18 @@ impl GcTimes {
         inner.generation = generation;
     }
 
+    /// Returns a mark: snapshots that live and were taken before it are found by [`GcTimes::has_snapshot_before`].
+    pub(super) fn mark(&self) -> u64 {
+        let mut inner = self.lock();
+        inner.generation += 1;
+        inner.generation
+    }
+
+    /// Whether a snapshot lives that was taken before the mark.
+    pub(super) fn has_snapshot_before(&self, mark: u64) -> bool {
+        self.lock().oldest() < mark
+    }
+
     /// Holds back what is set from now on. To be called before the snapshot is taken.
     pub(super) fn hold(self: &Arc<Self>) -> Held {
         let mut inner = self.lock();
@@ -94,6 +106,19 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_tells_older_snapshots_from_newer_ones() {
+        let times = Arc::new(GcTimes::default());
+        let older = times.hold();
+        let mark = times.mark();
+        let newer = times.hold();
+        assert!(times.has_snapshot_before(mark));
+        drop(older);
+        assert!(!times.has_snapshot_before(mark) && times.has_snapshot_before(times.mark()));
+        drop(newer);
+        assert!(!times.has_snapshot_before(times.mark()));
+    }
 
     #[test]
     fn a_time_counts_once_no_older_snapshot_lives() {

@@ -8,7 +8,10 @@ use std::{
 
 use galoo_proto::{Hlc, Keyspace};
 
-use super::{Change, Direction, Engine, Family, Reader, Rows, WriteBatch};
+use super::{
+    Change, Direction, Engine, Family, Reader, Rows, WriteBatch,
+    gc::{GcTimes, Held},
+};
 use crate::{Result, cell, key};
 
 type Table = BTreeMap<(Family, Vec<u8>), Vec<u8>>;
@@ -24,6 +27,7 @@ struct Tables {
 #[derive(Clone, Default)]
 pub struct MemoryEngine {
     tables: Arc<Mutex<Tables>>,
+    snapshots: Arc<GcTimes>,
 }
 
 impl MemoryEngine {
@@ -38,7 +42,10 @@ impl MemoryEngine {
     }
 }
 
-struct View(Arc<Table>);
+struct View {
+    table: Arc<Table>,
+    _held: Option<Held>,
+}
 
 struct ViewRows {
     rows: std::vec::IntoIter<(Vec<u8>, Vec<u8>)>,
@@ -54,14 +61,14 @@ impl Rows for ViewRows {
 
 impl Reader for View {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        Ok(self.0.get(&(family, key.to_vec())).cloned())
+        Ok(self.table.get(&(family, key.to_vec())).cloned())
     }
 
     fn rows(&self, family: Family, range: Range<&[u8]>, direction: Direction) -> Result<Box<dyn Rows + '_>> {
         let mut rows: Vec<_> = Vec::new();
         if range.start < range.end {
             let range = (family, range.start.to_vec())..(family, range.end.to_vec());
-            rows.extend(self.0.range(range).map(|((_, key), value)| (key.clone(), value.clone())));
+            rows.extend(self.table.range(range).map(|((_, key), value)| (key.clone(), value.clone())));
         }
         if direction == Direction::Backward {
             rows.reverse();
@@ -76,7 +83,7 @@ impl Reader for MemoryEngine {
     }
 
     fn rows(&self, family: Family, range: Range<&[u8]>, direction: Direction) -> Result<Box<dyn Rows + '_>> {
-        let live = View(self.lock().live.clone());
+        let live = View { table: self.lock().live.clone(), _held: None };
         let mut rows = Vec::new();
         let mut read = live.rows(family, range, direction)?;
         while let Some((key, value)) = read.next()? {
@@ -113,7 +120,8 @@ impl Engine for MemoryEngine {
     }
 
     fn snapshot(&self) -> Arc<dyn Reader> {
-        Arc::new(View(self.lock().live.clone()))
+        let held = self.snapshots.hold();
+        Arc::new(View { table: self.lock().live.clone(), _held: Some(held) })
     }
 
     fn flush(&self) -> Result<()> {
@@ -143,6 +151,14 @@ impl Engine for MemoryEngine {
         let mut tables = self.lock();
         let time = tables.gc_times.entry(keyspace).or_default();
         *time = gc.max(*time);
+    }
+
+    fn snapshot_mark(&self) -> u64 {
+        self.snapshots.mark()
+    }
+
+    fn has_snapshot_before(&self, mark: u64) -> bool {
+        self.snapshots.has_snapshot_before(mark)
     }
 
     fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {

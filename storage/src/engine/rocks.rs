@@ -258,6 +258,14 @@ impl Engine for RocksEngine {
         self.gc_times.set(keyspace, gc);
     }
 
+    fn snapshot_mark(&self) -> u64 {
+        self.gc_times.mark()
+    }
+
+    fn has_snapshot_before(&self, mark: u64) -> bool {
+        self.gc_times.has_snapshot_before(mark)
+    }
+
     fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
         let mut options = ReadOptions::default();
         options.set_read_tier(ReadTier::Persisted);

@@ -68,6 +68,16 @@ impl SegmentFiles {
         Ok(removed)
     }
 
+    /// Removes a segment's file, which no record names for good; a reader that has it open goes on.
+    pub fn remove(&self, keyspace: Keyspace, segment: SegmentId) -> Result<()> {
+        self.lock().retain(|open| *open != (keyspace, segment));
+        let path = self.path(keyspace, segment);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path, source)),
+            _ => Ok(()),
+        }
+    }
+
     /// Removes all files of a keyspace whose records are gone for good.
     pub fn remove_keyspace(&self, keyspace: Keyspace) -> Result<()> {
         self.lock().retain(|(of, _)| *of != keyspace);

@@ -51,6 +51,16 @@ impl SegmentFile {
         Ok(Self { blocks, metadata, seqs: (record.first_seq, record.last_seq) })
     }
 
+    /// What reads the whole file.
+    pub(super) fn reader(&self) -> (Blocks, ArrowReaderMetadata) {
+        (self.blocks.clone(), self.metadata.clone())
+    }
+
+    /// The file's columns, with the types that readers see.
+    pub(super) fn schema(&self) -> &Arc<Schema> {
+        self.metadata.schema()
+    }
+
     /// Returns bytes of the file, checked.
     pub(crate) fn bytes(&self, offset: u64, length: usize) -> Result<bytes::Bytes> {
         self.blocks.checked(offset, length)

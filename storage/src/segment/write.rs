@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io::BufWriter,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -13,13 +13,13 @@ use arrow::{
         Array, ArrayBuilder, ArrayRef, BooleanBuilder, Float64Builder, Int64Builder, StringBuilder,
         StringDictionaryBuilder,
     },
-    datatypes::{DataType, Field, Int32Type, Schema},
+    datatypes::{DataType, Field, Int32Type, Schema, SchemaRef},
     record_batch::RecordBatch,
 };
 use galoo_proto::{SegmentId, Seq, Token, limits::PROPERTIES_MAX, record};
 use parquet::{
     arrow::ArrowWriter,
-    basic::{Compression, Encoding},
+    basic::{Compression, Encoding, ZstdLevel},
     file::properties::{EnabledStatistics, WriterProperties},
     schema::types::ColumnPath,
 };
@@ -38,6 +38,8 @@ use crate::{
 
 /// Rows of a page, at most: what a reader decodes to find one player.
 const PAGE_ROWS_MAX: usize = 8_192;
+/// Rows of a row group of a merged segment, at most: its pages are held in memory until it ends.
+const GROUP_ROWS_MAX: usize = 1 << 20;
 
 enum Column {
     Bool(BooleanBuilder),
@@ -157,6 +159,7 @@ impl SegmentWriter {
         self.record.last_seq = self.record.last_seq.max(row.seq.0);
         let before = usize::try_from(self.record.rows).unwrap_or(usize::MAX);
         self.record.rows += 1;
+        self.record.event_bytes += row.bytes() as u64;
         self.tokens.append_value(token.0.cast_signed());
         self.players.append(row.player)?;
         self.times.append_value(row.time_ms);
@@ -210,18 +213,12 @@ impl SegmentWriter {
     /// The path must not be of a segment that any record names.
     pub fn finish(mut self, path: &Path, id: SegmentId) -> Result<record::Segment> {
         let batch = self.batch()?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))?;
-        let file = File::options().create(true).truncate(true).read(true).write(true).open(path);
-        let file = file.map_err(|source| failed("create", path, source))?;
-        let buffered = BufWriter::new(file.try_clone().map_err(|source| failed("create", path, source))?);
-        let mut writer = ArrowWriter::try_new(buffered, batch.schema(), Some(self.properties()))?;
+        let packing = Packing::New { players: self.player_count };
+        let mut writer = FileWriter::create(path, &batch.schema(), packing)?;
         writer.write(&batch)?;
-        writer.into_inner()?.into_inner().map_err(|error| failed("write", path, error.into_error()))?;
-        file.sync_all().map_err(|source| failed("sync", path, source))?;
-        sync_folders(path)?;
-        let (file_bytes, block_crcs) = block_crcs(path, &file)?;
-        Ok(record::Segment { version: FORMAT_VERSION, id: id.0, file_bytes, block_crcs, ..self.record })
+        let (file_bytes, block_crcs) = writer.finish()?;
+        let players = self.player_count;
+        Ok(record::Segment { version: FORMAT_VERSION, id: id.0, file_bytes, block_crcs, players, ..self.record })
     }
 
     fn batch(&mut self) -> Result<RecordBatch> {
@@ -250,24 +247,77 @@ impl SegmentWriter {
         }
         Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
     }
+}
 
-    fn properties(&self) -> WriterProperties {
+/// How a segment's file is packed, for so many players, or fewer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Packing {
+    /// Quickly: it will be merged.
+    New { players: u64 },
+    /// Small.
+    Merged { players: u64 },
+}
+
+impl Packing {
+    fn properties(self) -> WriterProperties {
+        let (compression, rows_max, players) = match self {
+            Self::New { players } => (Compression::LZ4_RAW, None, players),
+            Self::Merged { players } => (Compression::ZSTD(ZstdLevel::default()), Some(GROUP_ROWS_MAX), players),
+        };
         let path = |name: &str| ColumnPath::new(vec![name.to_owned()]);
         let mut properties = WriterProperties::builder()
             .set_created_by("galoo".to_owned())
-            .set_compression(Compression::LZ4_RAW)
+            .set_compression(compression)
             .set_statistics_enabled(EnabledStatistics::Page)
             .set_data_page_row_count_limit(PAGE_ROWS_MAX)
-            .set_max_row_group_row_count(None)
+            .set_max_row_group_row_count(rows_max)
             .set_column_bloom_filter_enabled(path(names::PLAYER_ID), true)
             .set_column_bloom_filter_fpp(path(names::PLAYER_ID), 0.01)
-            .set_column_bloom_filter_max_ndv(path(names::PLAYER_ID), self.player_count.max(1));
+            .set_column_bloom_filter_max_ndv(path(names::PLAYER_ID), players.max(1));
         for name in [names::TOKEN, names::EVENT_TIME, names::SEQ, names::INGEST_HLC] {
             properties = properties
                 .set_column_dictionary_enabled(path(name), false)
                 .set_column_encoding(path(name), Encoding::DELTA_BINARY_PACKED);
         }
         properties.build()
+    }
+}
+
+/// Writes a segment's file, a batch at a time.
+pub(super) struct FileWriter {
+    path: PathBuf,
+    file: File,
+    writer: ArrowWriter<BufWriter<File>>,
+}
+
+impl FileWriter {
+    /// Makes the file, or empties the one that a crash left.
+    pub(super) fn create(path: &Path, schema: &SchemaRef, packing: Packing) -> Result<Self> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))?;
+        let file = File::options().create(true).truncate(true).read(true).write(true).open(path);
+        let file = file.map_err(|source| failed("create", path, source))?;
+        let buffered = BufWriter::new(file.try_clone().map_err(|source| failed("create", path, source))?);
+        let writer = ArrowWriter::try_new(buffered, schema.clone(), Some(packing.properties()))?;
+        Ok(Self { path: path.to_owned(), file, writer })
+    }
+
+    pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        Ok(self.writer.write(batch)?)
+    }
+
+    /// Makes the file and its name durable, and returns its length and the CRCs of its blocks.
+    pub(super) fn finish(self) -> Result<(u64, Vec<u32>)> {
+        let Self { path, file, writer } = self;
+        writer.into_inner()?.into_inner().map_err(|error| failed("write", &path, error.into_error()))?;
+        file.sync_all().map_err(|source| failed("sync", &path, source))?;
+        sync_folders(&path)?;
+        block_crcs(&path, &file)
+    }
+
+    /// Removes the file.
+    pub(super) fn cancel(self) -> Result<()> {
+        fs::remove_file(&self.path).map_err(|source| failed("remove", &self.path, source))
     }
 }
 

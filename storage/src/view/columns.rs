@@ -315,39 +315,73 @@ impl<'a> Shredded<'a> {
     }
 }
 
-/// Puts a segment's properties together again as JSON objects.
-fn json_objects(found: &RecordBatch) -> Result<ArrayRef> {
-    let mut properties: Vec<(&str, String, Shredded<'_>)> = Vec::new();
-    for field in found.schema_ref().fields() {
-        if let Some(name) = PropertyTag::property(field.name())
-            && !properties.iter().any(|(known, ..)| *known == name)
-        {
-            properties.push((name, format!("{}:", json_string(name)), Shredded::of(name, found)));
+/// A segment's properties, those that are named or all, as they are put together again.
+struct Members<'a> {
+    /// Each with its name as JSON and a colon.
+    properties: Vec<(&'a str, String, Shredded<'a>)>,
+    extra: Option<&'a arrow::array::StringViewArray>,
+}
+
+impl<'a> Members<'a> {
+    fn of(found: &'a RecordBatch, takes: impl Fn(&str) -> bool) -> Self {
+        let mut properties: Vec<(&str, String, Shredded<'_>)> = Vec::new();
+        for field in found.schema_ref().fields() {
+            if let Some(name) = PropertyTag::property(field.name())
+                && takes(name)
+                && !properties.iter().any(|(known, ..)| *known == name)
+            {
+                properties.push((name, format!("{}:", json_string(name)), Shredded::of(name, found)));
+            }
+        }
+        let extra = found.column_by_name(names::EXTRA).map(|array| array.as_string_view());
+        Self { properties, extra }
+    }
+
+    /// Appends a row's members, without the braces.
+    fn write(&self, row: usize, json: &mut String) {
+        let begin = json.len();
+        for (_, label, shredded) in &self.properties {
+            if let Some(value) = shredded.value(row) {
+                if json.len() > begin {
+                    json.push(',');
+                }
+                json.push_str(label);
+                value.write_json(json);
+            }
+        }
+        if let Some(extra) = self.extra.filter(|extra| extra.is_valid(row)) {
+            if json.len() > begin {
+                json.push(',');
+            }
+            json.push_str(extra.value(row));
         }
     }
-    let extra = found.column_by_name(names::EXTRA).map(|array| array.as_string_view());
+}
+
+/// Puts a segment's properties together again as JSON objects.
+fn json_objects(found: &RecordBatch) -> Result<ArrayRef> {
+    let members = Members::of(found, |_| true);
     let mut objects = StringViewBuilder::with_capacity(found.num_rows());
     let mut json = String::new();
     for row in 0..found.num_rows() {
         json.clear();
         json.push('{');
-        for (_, label, shredded) in &properties {
-            if let Some(value) = shredded.value(row) {
-                if json.len() > 1 {
-                    json.push(',');
-                }
-                json.push_str(label);
-                value.write_json(&mut json);
-            }
-        }
-        if let Some(extra) = extra.filter(|extra| extra.is_valid(row)) {
-            if json.len() > 1 {
-                json.push(',');
-            }
-            json.push_str(extra.value(row));
-        }
+        members.write(row, &mut json);
         json.push('}');
         objects.append_value(&json);
     }
     Ok(Arc::new(objects.finish()))
+}
+
+/// Returns the column `extra` of a segment's batch with some properties in it that have columns of their own.
+pub(crate) fn extra_members(found: &RecordBatch, properties: &[String]) -> Result<ArrayRef> {
+    let members = Members::of(found, |name| properties.iter().any(|property| property == name));
+    let mut texts = StringViewBuilder::with_capacity(found.num_rows());
+    let mut json = String::new();
+    for row in 0..found.num_rows() {
+        json.clear();
+        members.write(row, &mut json);
+        texts.append_option(Some(&json).filter(|json| !json.is_empty()));
+    }
+    Ok(Arc::new(texts.finish()))
 }

@@ -79,7 +79,7 @@ impl View {
     }
 }
 
-/// A shard's events in order of seq. One source is decoded at a time.
+/// A shard's events in order of seq. A part of one source is decoded at a time.
 pub struct Events {
     view: View,
     filter: EventFilter,
@@ -87,21 +87,51 @@ pub struct Events {
     page: std::vec::IntoIter<StoredEvent>,
 }
 
+/// Bytes of events that are held at a time while a source is read in order of seq, at about: a segment is in another order.
+const WINDOW_BYTES: u64 = 64 << 20;
+
 impl Events {
-    fn source(&mut self) -> Result<bool> {
+    /// Reads on in the source that comes next; returns false at the end.
+    fn read_on(&mut self) -> Result<bool> {
         let next = self.view.sources()?.iter().find(|source| source.last_seq() > self.after).cloned();
         let Some(source) = next else { return Ok(false) };
         let columns: Arc<[Column]> = Column::EVENT.into();
-        let seqs = (self.after.0 + 1).max(*self.filter.seqs.start())..=*self.filter.seqs.end();
-        let filter = Arc::new(EventFilter { seqs, ..self.filter.clone() });
-        let mut page = Vec::new();
-        for batch in self.view.source_batches(&source, &columns, &filter)? {
-            page.extend(stored_events(self.view.shard(), &batch?));
+        let first = (self.after.0 + 1).max(*self.filter.seqs.start());
+        let mut rows = (WINDOW_BYTES / source.event_bytes_mean()).max(1);
+        loop {
+            let last = source.last_seq().0.min(first.saturating_add(rows - 1));
+            let seqs = first..=last.min(*self.filter.seqs.end());
+            let filter = Arc::new(EventFilter { seqs, ..self.filter.clone() });
+            if let Some(page) = self.window(&source, &columns, &filter, rows > 1)? {
+                self.page = page.into_iter();
+                self.after = Seq(last);
+                return Ok(true);
+            }
+            // Its events are larger here than on average.
+            rows = rows.min(last + 1 - first).div_ceil(2);
         }
-        page.sort_by_key(|event| event.seq);
-        self.page = page.into_iter();
-        self.after = Source::last_seq(&source);
-        Ok(true)
+    }
+
+    /// Returns a source's events that pass the filter, in order of seq; `None` when they are too many and may be fewer.
+    fn window(
+        &self,
+        source: &Source,
+        columns: &Arc<[Column]>,
+        filter: &Arc<EventFilter>,
+        may_be_fewer: bool,
+    ) -> Result<Option<Vec<StoredEvent>>> {
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        for batch in self.view.source_batches(source, columns, filter)? {
+            for event in stored_events(self.view.shard(), &batch?) {
+                bytes += event.event.as_ref().map_or(0, galoo_proto::validate::event_bytes) as u64;
+                page.push(event);
+            }
+            if bytes > 2 * WINDOW_BYTES && may_be_fewer {
+                return Ok(None);
+            }
+        }
+        page.sort_unstable_by_key(|event| event.seq);
+        Ok(Some(page))
     }
 }
 
@@ -113,7 +143,7 @@ impl Iterator for Events {
             if let Some(event) = self.page.next() {
                 return Some(Ok(event));
             }
-            match self.source() {
+            match self.read_on() {
                 Ok(true) => {}
                 Ok(false) => return None,
                 Err(error) => return Some(Err(error)),

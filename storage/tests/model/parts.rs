@@ -58,6 +58,14 @@ impl Engine for Flushing {
         self.memory.set_gc_time(keyspace, gc);
     }
 
+    fn snapshot_mark(&self) -> u64 {
+        self.memory.snapshot_mark()
+    }
+
+    fn has_snapshot_before(&self, mark: u64) -> bool {
+        self.memory.has_snapshot_before(mark)
+    }
+
     fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
         self.memory.get_persisted(family, key)
     }

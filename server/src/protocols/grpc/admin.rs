@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use galoo_proto::{
     admin::{
-        ChecksumRequest, ChecksumResponse, CreateGameRequest, CreateGameResponse, DefineFamilyRequest,
-        DefineFamilyResponse, DropFamilyRequest, DropFamilyResponse, DropGameRequest, DropGameResponse, Game,
-        InitClusterRequest, InitClusterResponse, ListFamiliesRequest, ListFamiliesResponse, ListGamesRequest,
-        ListGamesResponse, ShardChecksum, StatusRequest, StatusResponse, TopologyRequest, TopologyResponse,
-        admin_server::Admin,
+        ChecksumRequest, ChecksumResponse, CompactRequest, CompactResponse, CreateGameRequest, CreateGameResponse,
+        DefineFamilyRequest, DefineFamilyResponse, DropFamilyRequest, DropFamilyResponse, DropGameRequest,
+        DropGameResponse, Game, InitClusterRequest, InitClusterResponse, ListFamiliesRequest, ListFamiliesResponse,
+        ListGamesRequest, ListGamesResponse, ShardChecksum, StatusRequest, StatusResponse, TopologyRequest,
+        TopologyResponse, admin_server::Admin,
     },
     meta::GameRecord,
 };
@@ -101,6 +101,15 @@ impl Admin for AdminService {
 
     async fn topology(&self, _: Request<TopologyRequest>) -> Result<Response<TopologyResponse>, Status> {
         Ok(Response::new(self.0.node()?.topology()))
+    }
+
+    async fn compact(&self, request: Request<CompactRequest>) -> Result<Response<CompactResponse>, Status> {
+        let CompactRequest { game, begin } = request.into_inner();
+        let node = self.0.node()?;
+        if begin {
+            node.begin_compacting(&game).await?;
+        }
+        Ok(Response::new(node.compacting(&game).await?))
     }
 
     async fn checksum(&self, request: Request<ChecksumRequest>) -> Result<Response<ChecksumResponse>, Status> {

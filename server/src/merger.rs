@@ -1,0 +1,138 @@
+//! Carries out what [`galoo_storage::compaction::choose_merge`] chooses, one merge at a time, and removes the files that it
+//! leaves; beside the compactor, so that a long merge holds up neither sealing nor rollups.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use galoo_cluster::machine::Machine;
+use galoo_consensus::GroupId;
+use galoo_proto::{Keyspace, SegmentId, ShardId, record};
+use galoo_storage::{
+    compaction::{Eagerness, Retired, choose_merge, commit_merge, merge_segments},
+    segment::Step,
+    view::Source,
+};
+use tokio::{sync::watch, task::spawn_blocking};
+use tracing::{debug, warn};
+
+use crate::node::Node;
+
+/// Between two rounds over the shards in which nothing was merged.
+const ROUND: Duration = Duration::from_secs(1);
+/// While callers write, a merge rests for so many times as long as it works: a twentieth of a core.
+const REST: u32 = 19;
+/// The same for a merge that somebody asked for: a quarter.
+const REST_EAGER: u32 = 3;
+/// The longest rest at a time: it is looked again whether callers write, and whether the node stops.
+const REST_MAX: Duration = Duration::from_millis(250);
+
+/// Works until `stopped` resolves.
+pub async fn run(node: Arc<Node>, mut stopped: watch::Receiver<bool>) {
+    let mut retired = Retired::default();
+    loop {
+        let mut merged = false;
+        for (shard, keyspace) in node.open_shards() {
+            match merge(&node, shard, keyspace, &stopped).await {
+                Ok(Some(segments)) => {
+                    retired.add(node.engine().as_ref(), keyspace, &segments, Instant::now());
+                    merged = true;
+                }
+                Ok(None) => {}
+                Err(failure) => warn!(%shard, %failure, "segments could not be merged; it is tried again"),
+            }
+        }
+        if let Err(failure) = sweep(&node, &mut retired).await {
+            warn!(%failure, "files of merged segments could not be removed; it is tried again");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(if merged { Duration::ZERO } else { ROUND }) => {}
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        }
+    }
+}
+
+/// Merges what is chosen of a shard; returns the segments that are not there any more.
+async fn merge(
+    node: &Arc<Node>,
+    shard: ShardId,
+    keyspace: Keyspace,
+    stopped: &watch::Receiver<bool>,
+) -> anyhow::Result<Option<Vec<record::Segment>>> {
+    let view = match node.stale_view(shard) {
+        // Nothing is applied here yet.
+        Err(error) if error.is_passing() => return Ok(None),
+        view => view?,
+    };
+    let eager_through = node.eager().through(shard);
+    let (mut segments, mut is_built) = (Vec::new(), true);
+    for source in view.sources()? {
+        match source {
+            Source::Segment(segment) => segments.push(record::Segment::clone(segment)),
+            Source::Chunk(_) => is_built &= eager_through.is_none_or(|through| source.first_seq() > through),
+        }
+    }
+    // A view keeps the files of what was merged before.
+    drop(view);
+    let eagerness = if eager_through.is_some() { Eagerness::Always } else { Eagerness::WhenMany };
+    let Some(chosen) = choose_merge(&node.config().compaction, &segments, eagerness) else {
+        if is_built {
+            node.eager().done(shard);
+        }
+        return Ok(None);
+    };
+    let segments = segments[chosen].to_vec();
+    let (files, inputs, stopping, node_then) = (node.files().clone(), segments.clone(), stopped.clone(), node.clone());
+    let rest = if eagerness == Eagerness::Always { REST_EAGER } else { REST };
+    let started = Instant::now();
+    let work = move || {
+        let mut worked_since = Instant::now();
+        let mut pace = || {
+            let busy = || node_then.is_busy().load(Ordering::Relaxed);
+            let mut left = worked_since.elapsed() * rest;
+            while busy() && !left.is_zero() && !*stopping.borrow() {
+                let nap = left.min(REST_MAX);
+                thread::sleep(nap);
+                left -= nap;
+            }
+            worked_since = Instant::now();
+            if *stopping.borrow() { Step::Cancel } else { Step::On }
+        };
+        merge_segments(&files, keyspace, &inputs, &mut pace)
+    };
+    let Some(merged) = spawn_blocking(work).await?? else { return Ok(None) };
+    let (engine, inputs, record) = (node.engine().clone(), segments.clone(), merged.clone());
+    let committed = node
+        .driver()
+        .with_machine(GroupId(shard.0), move |machine| match machine {
+            // A state that was pulled meanwhile is in another keyspace.
+            Machine::Shard(shard) if shard.keyspace() == keyspace => commit_merge(&engine, keyspace, &inputs, &record),
+            _ => Ok(false),
+        })
+        .await
+        .transpose()?
+        .unwrap_or(false);
+    let (count, bytes, took) = (segments.len(), merged.file_bytes, started.elapsed());
+    debug!(%shard, count, rows = merged.rows, bytes, committed, ?took, "merged segments");
+    if !committed {
+        node.files().remove(keyspace, SegmentId(merged.id))?;
+    }
+    Ok(committed.then_some(segments))
+}
+
+async fn sweep(node: &Arc<Node>, retired: &mut Retired) -> anyhow::Result<()> {
+    if retired.is_empty() {
+        return Ok(());
+    }
+    if retired.wants_flush(Instant::now()) {
+        let engine = node.engine().clone();
+        spawn_blocking(move || engine.flush()).await??;
+    }
+    let removed = retired.sweep(node.engine().as_ref(), node.files())?;
+    if removed > 0 {
+        debug!(removed, left = retired.len(), "removed files of merged segments");
+    }
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! Merges adjacent segments into one, a batch of each at a time: what is in memory does not grow with them.
+
+use std::{path::Path, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, AsArray, Int64Array, StringViewArray, new_null_array},
+    compute::interleave_record_batch,
+    datatypes::{DataType, Field, Int64Type, Schema, SchemaRef},
+    record_batch::RecordBatch,
+};
+use galoo_proto::{SegmentId, limits::PROPERTIES_MAX, record};
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+
+use super::{
+    FORMAT_VERSION, PropertyTag, names,
+    read::SegmentFile,
+    write::{FileWriter, Packing},
+};
+use crate::{Error, Result, view::extra_members};
+
+/// Rows that are read of an input, and written, at a time.
+const BATCH_ROWS: usize = 8_192;
+
+/// The columns of a merged segment.
+struct Columns {
+    schema: SchemaRef,
+    /// Properties that have no column of their own: they are beyond the limit, and go to `extra`.
+    others: Vec<String>,
+}
+
+impl Columns {
+    /// All inputs' columns: those that every event has, then properties by first appearance.
+    fn of(inputs: &[Arc<SegmentFile>]) -> Self {
+        let mut fields: Vec<Field> = Vec::new();
+        let (mut properties, mut others): (Vec<&str>, Vec<String>) = (Vec::new(), Vec::new());
+        let mut has_extra = false;
+        for field in inputs.iter().flat_map(|input| input.schema().fields()) {
+            if field.name() == names::EXTRA {
+                has_extra = true;
+            } else if let Some(property) = PropertyTag::property(field.name()) {
+                if !properties.contains(&property) && properties.len() as u64 >= PROPERTIES_MAX {
+                    if !others.iter().any(|other| other == property) {
+                        others.push(property.to_owned());
+                    }
+                    continue;
+                }
+                if !properties.contains(&property) {
+                    properties.push(property);
+                }
+            }
+            if field.name() != names::EXTRA && !fields.iter().any(|known| known.name() == field.name()) {
+                fields.push(field.as_ref().clone());
+            }
+        }
+        // A segment has the columns that every event has in front.
+        if has_extra || !others.is_empty() {
+            fields.push(Field::new(names::EXTRA, DataType::Utf8View, true));
+        }
+        Self { schema: Arc::new(Schema::new(fields)), others }
+    }
+
+    /// Gives an input's batch these columns.
+    fn align(&self, found: &RecordBatch) -> Result<RecordBatch> {
+        let rows = found.num_rows();
+        let column = |field: &Arc<Field>| -> Result<ArrayRef> {
+            if field.name() == names::EXTRA && !self.others.is_empty() {
+                return extra_members(found, &self.others);
+            }
+            let stored = found.column_by_name(field.name()).cloned();
+            Ok(stored.unwrap_or_else(|| new_null_array(field.data_type(), rows)))
+        };
+        let arrays = self.schema.fields().iter().map(column).collect::<Result<Vec<_>>>()?;
+        Ok(RecordBatch::try_new(self.schema.clone(), arrays)?)
+    }
+}
+
+/// The columns that events are in order of.
+struct Order {
+    tokens: Int64Array,
+    players: StringViewArray,
+    times: Int64Array,
+    seqs: Int64Array,
+}
+
+impl Order {
+    fn of(batch: &RecordBatch) -> Result<Self> {
+        let column = |name: &str| {
+            let column = batch.column_by_name(name);
+            column.ok_or_else(|| Error::row("segment", format!("column {name:?} is missing")))
+        };
+        let int = |name: &str| Ok::<_, Error>(column(name)?.as_primitive::<Int64Type>().clone());
+        Ok(Self {
+            tokens: int(names::TOKEN)?,
+            players: column(names::PLAYER_ID)?.as_string_view().clone(),
+            times: int(names::EVENT_TIME)?,
+            seqs: int(names::SEQ)?,
+        })
+    }
+
+    fn at(&self, row: usize) -> (u64, &str, i64, u64) {
+        let (token, seq) = (self.tokens.value(row).cast_unsigned(), self.seqs.value(row).cast_unsigned());
+        (token, self.players.value(row), self.times.value(row), seq)
+    }
+}
+
+/// One segment, from its next row on.
+struct Input {
+    batches: ParquetRecordBatchReader,
+    batch: RecordBatch,
+    order: Order,
+    row: usize,
+}
+
+impl Input {
+    /// Opens a segment; `None` when it has no rows.
+    fn open(file: &SegmentFile, columns: &Columns) -> Result<Option<Self>> {
+        let (blocks, metadata) = file.reader();
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(blocks, metadata);
+        let mut batches = builder.with_batch_size(BATCH_ROWS).build()?;
+        let Some(batch) = batches.next().transpose()? else { return Ok(None) };
+        let batch = columns.align(&batch)?;
+        Ok(Some(Self { batches, order: Order::of(&batch)?, batch, row: 0 }))
+    }
+
+    /// Goes on to the next batch; returns false at the end.
+    fn refill(&mut self, columns: &Columns) -> Result<bool> {
+        let Some(batch) = self.batches.next().transpose()? else { return Ok(false) };
+        self.batch = columns.align(&batch)?;
+        (self.order, self.row) = (Order::of(&self.batch)?, 0);
+        Ok(true)
+    }
+
+    fn head(&self) -> (u64, &str, i64, u64) {
+        self.order.at(self.row)
+    }
+}
+
+/// What a merge does between two batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Goes on.
+    On,
+    /// Ends, and leaves nothing.
+    Cancel,
+}
+
+/// Writes the segment that holds what adjacent segments hold, and returns its record; `None` when it was cancelled.
+///
+/// `pace` is asked before each batch, and may take its time.
+pub(crate) fn merge(
+    inputs: &[(record::Segment, Arc<SegmentFile>)],
+    path: &Path,
+    id: SegmentId,
+    pace: &mut dyn FnMut() -> Step,
+) -> Result<Option<record::Segment>> {
+    let files: Vec<_> = inputs.iter().map(|(_, file)| file.clone()).collect();
+    let columns = Columns::of(&files);
+    let mut open = Vec::with_capacity(inputs.len());
+    for file in &files {
+        open.extend(Input::open(file, &columns)?);
+    }
+    let players = inputs.iter().map(|(record, _)| record.players).sum::<u64>();
+    let mut writer = FileWriter::create(path, &columns.schema, Packing::Merged { players })?;
+    let mut rows = 0;
+    while !open.is_empty() {
+        if pace() == Step::Cancel {
+            writer.cancel()?;
+            return Ok(None);
+        }
+        let batch = next_batch(&mut open)?;
+        rows += batch.num_rows() as u64;
+        writer.write(&batch)?;
+        let mut kept = Vec::with_capacity(open.len());
+        for mut input in open {
+            if input.row < input.batch.num_rows() || input.refill(&columns)? {
+                kept.push(input);
+            }
+        }
+        open = kept;
+    }
+    let (file_bytes, block_crcs) = writer.finish()?;
+    let records = || inputs.iter().map(|(record, _)| record);
+    let expected: u64 = records().map(|record| record.rows).sum();
+    assert!(rows == expected, "INV-S5: a segment of {rows} rows of segments with {expected}");
+    Ok(Some(record::Segment {
+        version: FORMAT_VERSION,
+        id: id.0,
+        first_chunk: records().map(|record| record.first_chunk).min().unwrap_or_default(),
+        last_chunk: records().map(|record| record.last_chunk).max().unwrap_or_default(),
+        first_seq: records().map(|record| record.first_seq).min().unwrap_or_default(),
+        last_seq: records().map(|record| record.last_seq).max().unwrap_or_default(),
+        rows,
+        time_min_ms: records().map(|record| record.time_min_ms).min().unwrap_or_default(),
+        time_max_ms: records().map(|record| record.time_max_ms).max().unwrap_or_default(),
+        token_min: records().map(|record| record.token_min).min().unwrap_or_default(),
+        token_max: records().map(|record| record.token_max).max().unwrap_or_default(),
+        file_bytes,
+        block_crcs,
+        players,
+        event_bytes: records().map(|record| record.event_bytes).sum(),
+    }))
+}
+
+/// Takes the next rows in order: until there are enough, or an input's batch ends.
+fn next_batch(open: &mut [Input]) -> Result<RecordBatch> {
+    let mut places: Vec<(usize, usize)> = Vec::with_capacity(BATCH_ROWS);
+    while places.len() < BATCH_ROWS {
+        let (mut least, mut next) = (0, None);
+        for at in 1..open.len() {
+            if open[at].head() < open[least].head() {
+                (least, next) = (at, Some(least));
+            } else if next.is_none_or(|next: usize| open[at].head() < open[next].head()) {
+                next = Some(at);
+            }
+        }
+        // Rows of this input up to the next one's head.
+        let (from, rows) = (open[least].row, open[least].batch.num_rows());
+        let mut row = from + 1;
+        while row < rows
+            && row - from + places.len() < BATCH_ROWS
+            && next.is_none_or(|next| open[least].order.at(row) < open[next].head())
+        {
+            row += 1;
+        }
+        places.extend((from..row).map(|row| (least, row)));
+        open[least].row = row;
+        if row == rows {
+            break;
+        }
+    }
+    let order = |(input, row): &(usize, usize)| open[*input].order.at(*row);
+    assert!(places.is_sorted_by_key(order), "INV-S5: a segment is not in order");
+    let batches: Vec<_> = open.iter().map(|input| &input.batch).collect();
+    Ok(interleave_record_batch(&batches, &places)?)
+}

@@ -1,0 +1,131 @@
+//! Segments that are merged hold what they held, and their files stay as long as anybody may be led back to them.
+
+use galoo_proto::{command::Seal, record, value::Event};
+use galoo_storage::{
+    compaction::{Eagerness, Policy, choose_merge, commit_merge, merge_segments},
+    segment::Step,
+};
+
+use super::*;
+
+/// A shard's segments, in order of seq.
+pub(super) fn segments(world: &World) -> Vec<record::Segment> {
+    let view = world.view();
+    let segments = view.sources().expect("reads").iter().filter_map(|source| match source {
+        Source::Segment(segment) => Some(record::Segment::clone(segment)),
+        Source::Chunk(_) => None,
+    });
+    segments.collect()
+}
+
+/// Merges some segments; returns whether that came through.
+pub(super) fn merge(world: &mut World, segments: &[record::Segment]) -> bool {
+    let merged = merge_segments(&world.files, world.keyspace, segments, &mut || Step::On).expect("merges");
+    let merged = merged.expect("is not cancelled");
+    let committed = commit_merge(&world.engine, world.keyspace, segments, &merged).expect("commits");
+    if committed {
+        world.retired.add(world.engine.as_ref(), world.keyspace, segments, std::time::Instant::now());
+    }
+    committed
+}
+
+/// A world with a segment of each of some batches.
+fn world(folder: &std::path::Path, batches: &[Vec<Event>]) -> World {
+    let memory = MemoryEngine::default();
+    let mut world = World::new(folder, Arc::new(memory.clone()), Some(memory));
+    for batch in batches {
+        world.apply(append(None, batch.clone()));
+        let chunk = world.shard.state().open.unwrap_or_default().id;
+        world.apply(Body::Seal(Seal { chunk }));
+        world.build();
+    }
+    world
+}
+
+fn stored(world: &World) -> Vec<(String, i64, String, serde_json::Value)> {
+    let stored = world.view().events_after(Seq(0), EventFilter::default());
+    stored.map(|event| said(event.expect("reads").event.as_ref().expect("event"))).collect()
+}
+
+/// Properties beyond the columns of one file go to `extra`, and come back.
+#[test]
+fn a_merge_of_more_properties_than_columns_loses_none() {
+    let folder = tempfile::tempdir().expect("folder");
+    let batch = |from: usize| -> Vec<Event> {
+        let one = |at: usize| {
+            let mut event = event((at as u8 % 4, at as i64, 0));
+            let member = |name: usize| format!(r#""p{name}":{}"#, ["1", "1.5", "\"x\"", "true", "null"][name % 5]);
+            let members: Vec<_> = (0..200).map(|name| member(from + (at * 100 + name) % 1_500)).collect();
+            event.properties = format!("{{{}}}", members.join(","));
+            event
+        };
+        (0..15).map(one).collect()
+    };
+    let mut world = world(folder.path(), &[batch(0), batch(1_000), batch(2_000), batch(0)]);
+    let before = stored(&world);
+    for _ in 0..2 {
+        let all = segments(&world);
+        let (first, then) = all.split_at(2);
+        assert!(merge(&mut world, first));
+        assert_eq!(stored(&world), before);
+        if then.len() > 1 {
+            assert!(merge(&mut world, then));
+            assert_eq!(stored(&world), before);
+        }
+    }
+    assert_eq!(segments(&world).len(), 1);
+    let sum = Checksum::of(&world.view()).expect("sums");
+    assert_eq!(sum.events, 60);
+}
+
+/// What was merged may be read as long as a view lives that began before, and is there again after a crash.
+#[test]
+fn files_stay_while_a_view_or_a_crash_leads_back_to_them() {
+    let folder = tempfile::tempdir().expect("folder");
+    let batches: Vec<_> = (0..4u8).map(|batch| vec![event((batch, 1, 1)), event((0, i64::from(batch), 2))]).collect();
+    let mut world = world(folder.path(), &batches);
+    let before = stored(&world);
+    world.engine.flush().expect("flushes");
+    let all = segments(&world);
+    let old = world.view();
+    assert!(merge(&mut world, &all));
+    assert!(!merge(&mut world, &all), "they are merged already");
+    let sweep = |world: &mut World| world.retired.sweep(world.engine.as_ref(), &world.files).expect("sweeps");
+    world.engine.flush().expect("flushes");
+    assert_eq!(sweep(&mut world), 0, "a view may still open them");
+    let read: Vec<_> = old.events_after(Seq(0), EventFilter::default()).map(|event| event.expect("reads")).collect();
+    assert_eq!(read.len(), 8);
+    drop(old);
+    assert_eq!(sweep(&mut world), 4);
+    assert_eq!(stored(&world), before);
+    let path = |segment: &record::Segment| world.files.path(world.keyspace, galoo_proto::SegmentId(segment.id));
+    assert!(all.iter().all(|segment| !path(segment).exists()));
+
+    world.apply(append(None, vec![event((1, 9, 3))]));
+    let chunk = world.shard.state().open.unwrap_or_default().id;
+    world.apply(Body::Seal(Seal { chunk }));
+    world.build();
+    let before = stored(&world);
+    world.engine.flush().expect("flushes");
+    let all = segments(&world);
+    assert!(merge(&mut world, &all));
+    assert_eq!(sweep(&mut world), 0, "a crash leads back to them");
+    world.crash();
+    assert_eq!(segments(&world), all);
+    assert_eq!(stored(&world), before);
+}
+
+#[test]
+fn a_cancelled_merge_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = world(folder.path(), &[vec![event((1, 1, 1))], vec![event((2, 2, 2))]]);
+    let all = segments(&world);
+    let policy = Policy::default();
+    assert_eq!(choose_merge(&policy, &all, Eagerness::WhenMany), None);
+    assert_eq!(choose_merge(&policy, &all, Eagerness::Always), Some(0..2));
+    let cancelled = merge_segments(&world.files, world.keyspace, &all, &mut || Step::Cancel).expect("ends");
+    assert_eq!(cancelled, None);
+    let keyspace = folder.path().join(world.keyspace.to_string());
+    assert_eq!(std::fs::read_dir(keyspace).expect("lists").count(), 2);
+    assert!(merge(&mut world, &all));
+}
