@@ -8,6 +8,10 @@ pub const EVENT_TYPE_BYTES_MAX: usize = 256;
 pub const EVENT_BYTES_MAX: usize = 1 << 20;
 /// An event has at most this many properties.
 pub const EVENT_PROPERTIES_MAX: usize = 256;
+/// A scan has at most this many conditions of properties.
+pub const CONDITIONS_MAX: usize = 100;
+/// A condition names at most this many values.
+pub const CONDITION_VALUES_MAX: usize = 1_000;
 /// A property's name has at most this many bytes.
 pub const PROPERTY_NAME_BYTES_MAX: usize = 256;
 /// JSON in events and cells nests at most this deep.

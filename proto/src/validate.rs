@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use prost::Message;
 
 use crate::{
-    data::{GetManyRequest, GetRequest, MutateRequest},
+    data::{self, EventFilter, GetManyRequest, GetRequest, MutateRequest, Projection},
     limits::*,
     value::{self, mutation::Change},
 };
@@ -303,6 +303,59 @@ pub fn family(family: &value::FamilyDefinition) -> Result<(), Invalid> {
     ttl("family.ttl_ms", family.ttl_ms)
 }
 
+/// Checks what a scan lets through.
+pub fn event_filter(filter: &EventFilter) -> Result<(), Invalid> {
+    use data::property_condition::Test;
+    let count = |field, count: usize, min, max| {
+        let fits = (min..=max).contains(&count);
+        if fits { Ok(()) } else { Err(Invalid::Count { field, count, min, max }) }
+    };
+    count("filter.properties", filter.properties.len(), 0, CONDITIONS_MAX)?;
+    for condition in &filter.properties {
+        text("filter.properties.name", &condition.name, PROPERTY_NAME_BYTES_MAX)?;
+        match &condition.test {
+            None => return Err(Invalid::Missing { field: "filter.properties.test" }),
+            Some(Test::Exists(_) | Test::Absent(_)) => {}
+            Some(Test::AnyOf(any)) => {
+                count("filter.properties.any_of", any.values.len(), 1, CONDITION_VALUES_MAX)?;
+                any.values.iter().try_for_each(comparable)?;
+            }
+            Some(
+                Test::Equals(value)
+                | Test::NotEquals(value)
+                | Test::Less(value)
+                | Test::AtMost(value)
+                | Test::Greater(value)
+                | Test::AtLeast(value),
+            ) => comparable(value)?,
+        }
+    }
+    Ok(())
+}
+
+/// Checks a value that properties are compared with.
+fn comparable(value: &value::Value) -> Result<(), Invalid> {
+    use value::value::Kind;
+    let (field, pattern) = ("filter.properties.value", "null, a bool, an int, a float that is a number, or a string");
+    let refused = |value: &str| Err(Invalid::Pattern { field, value: value.to_owned(), pattern });
+    match &value.kind {
+        None => Err(Invalid::Missing { field }),
+        Some(Kind::Float(float)) if float.is_nan() => refused("NaN"),
+        Some(Kind::Bytes(_)) => refused("bytes"),
+        Some(Kind::Json(_)) => refused("JSON"),
+        Some(Kind::Null(_) | Kind::Bool(_) | Kind::Int(_) | Kind::Float(_) | Kind::String(_)) => Ok(()),
+    }
+}
+
+/// Checks which properties a scan answers with.
+pub fn projection(projection: &Projection) -> Result<(), Invalid> {
+    let count = projection.properties.len();
+    if count > EVENT_PROPERTIES_MAX {
+        return Err(Invalid::Count { field: "projection.properties", count, min: 0, max: EVENT_PROPERTIES_MAX });
+    }
+    projection.properties.iter().try_for_each(|name| text("projection.properties", name, PROPERTY_NAME_BYTES_MAX))
+}
+
 /// Checks a read of one player.
 pub fn get(request: &GetRequest) -> Result<(), Invalid> {
     player_id(&request.player_id)?;
@@ -371,6 +424,33 @@ mod tests {
         wrong.event_time_ms = -5;
         let message = event(&wrong).expect_err("out of range").to_string();
         assert!(message.contains("event_time_ms is -5") && message.contains("7258118400000"), "{message}");
+    }
+
+    #[test]
+    fn conditions_compare_with_scalars() {
+        use data::{PropertyCondition, Values, property_condition::Test};
+        use value::{Value, value::Kind};
+        let of = |name: &str, test| EventFilter {
+            properties: vec![PropertyCondition { name: name.into(), test }],
+            ..EventFilter::default()
+        };
+        let value = |kind| Value { kind: Some(kind) };
+        let any = |count| Some(Test::AnyOf(Values { values: vec![value(Kind::Int(1)); count] }));
+        assert_eq!(event_filter(&of("x", Some(Test::Equals(value(Kind::Float(1.5)))))), Ok(()));
+        assert_eq!(event_filter(&of("x", any(1_000))), Ok(()));
+        for invalid in [
+            of("", any(1)),
+            of("x", None),
+            of("x", any(0)),
+            of("x", any(1_001)),
+            of("x", Some(Test::Less(value(Kind::Float(f64::NAN))))),
+            of("x", Some(Test::Equals(value(Kind::Json("[]".into()))))),
+            of("x", Some(Test::Greater(Value::default()))),
+            EventFilter { properties: vec![PropertyCondition::default(); 101], ..EventFilter::default() },
+        ] {
+            assert!(event_filter(&invalid).is_err(), "{invalid:?}");
+        }
+        assert!(projection(&Projection { properties: vec!["x".into(); 257] }).is_err());
     }
 
     #[test]

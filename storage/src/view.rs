@@ -7,7 +7,9 @@
 
 mod batches;
 mod columns;
+mod condition;
 mod events;
+mod player;
 mod sparse;
 mod state;
 
@@ -20,13 +22,18 @@ use std::{
 use galoo_proto::{ChunkId, Hlc, Keyspace, Seq, ShardId, record, rollup::Rollup, value::FamilyDefinition};
 use prost::Message;
 
-pub(crate) use self::columns::extra_members;
 pub use self::{
     batches::Batches,
     columns::Column,
-    events::{Events, PlayerPage},
+    condition::{Condition, Scalar, Test},
+    events::Events,
+    player::PlayerPage,
     sparse::SparseRanges,
     state::{CellQuery, RowCells, StateScan},
+};
+pub(crate) use self::{
+    columns::{Shredded, extra_members},
+    condition::all_hold,
 };
 use crate::{
     Error, Result,
@@ -39,7 +46,7 @@ use crate::{
 };
 
 /// Which events a scan lets through.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EventFilter {
     /// Event times, Unix milliseconds.
     pub time_ms: Range<i64>,
@@ -49,11 +56,19 @@ pub struct EventFilter {
     pub event_types: Option<Vec<String>>,
     /// Only these sequence numbers.
     pub seqs: RangeInclusive<u64>,
+    /// Only events of which all these hold.
+    pub conditions: Vec<Condition>,
 }
 
 impl Default for EventFilter {
     fn default() -> Self {
-        Self { time_ms: i64::MIN..i64::MAX, players: None, event_types: None, seqs: 0..=u64::MAX }
+        Self {
+            time_ms: i64::MIN..i64::MAX,
+            players: None,
+            event_types: None,
+            seqs: 0..=u64::MAX,
+            conditions: Vec::new(),
+        }
     }
 }
 
@@ -107,6 +122,14 @@ impl Source {
         self.last_seq().0 + 1 - self.first_seq().0
     }
 
+    /// The first and the last event time in it.
+    fn times(&self) -> (i64, i64) {
+        match self {
+            Self::Chunk(chunk) => (chunk.time_min_ms, chunk.time_max_ms),
+            Self::Segment(segment) => (segment.time_min_ms, segment.time_max_ms),
+        }
+    }
+
     /// What an event of it takes in memory, on average.
     fn event_bytes_mean(&self) -> u64 {
         let bytes = match self {
@@ -121,15 +144,17 @@ impl Source {
         if self.last_seq().0 < *filter.seqs.start() || *filter.seqs.end() < self.first_seq().0 {
             return false;
         }
-        match self {
-            Self::Chunk(chunk) => filter.overlaps(chunk.time_min_ms, chunk.time_max_ms),
-            Self::Segment(segment) => {
-                let tokens = segment.token_min..=segment.token_max;
-                let holds = |player: &String| tokens.contains(&galoo_proto::Token::of(player).0);
-                filter.overlaps(segment.time_min_ms, segment.time_max_ms)
-                    && filter.players.as_ref().is_none_or(|players| players.iter().any(holds))
+        let (first, last) = self.times();
+        let may_hold = |segment: &record::Segment| {
+            let tokens = segment.token_min..=segment.token_max;
+            let holds = |player: &String| tokens.contains(&galoo_proto::Token::of(player).0);
+            filter.players.as_ref().is_none_or(|players| players.iter().any(holds))
+        };
+        filter.overlaps(first, last)
+            && match self {
+                Self::Chunk(_) => true,
+                Self::Segment(segment) => may_hold(segment),
             }
-        }
     }
 }
 

@@ -9,6 +9,8 @@ mod merges;
 mod parts;
 #[path = "model/rollups.rs"]
 mod rollups;
+#[path = "model/scans.rs"]
+mod scans;
 #[path = "model/state.rs"]
 mod state;
 
@@ -36,7 +38,7 @@ use galoo_storage::{
     properties,
     segment::SegmentFiles,
     shard::{Checksum, Shard},
-    view::{EventFilter, Source, View},
+    view::{Column, EventFilter, Source, View},
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -214,6 +216,21 @@ impl World {
         }
     }
 
+    /// Builds a segment of each sealed chunk.
+    fn build_each(&mut self) {
+        let view = self.view();
+        let open = self.shard.state().open.unwrap_or_default().id;
+        for source in view.sources().expect("reads") {
+            if let Source::Chunk(chunk) = source
+                && chunk.id != open
+            {
+                let id = ChunkId(chunk.id);
+                let record = build_segment(&view, &self.files, self.keyspace, id, id).expect("builds");
+                assert!(commit_segment(&self.engine, self.keyspace, &record).expect("commits"));
+            }
+        }
+    }
+
     /// Loses what was not flushed and applies the log again: every outcome must be the first one.
     fn crash(&mut self) {
         let Some(memory) = &self.memory else { return };
@@ -309,7 +326,7 @@ fn check_reads(view: &View, events: &[Event]) {
             let mut paged = Vec::new();
             let mut after = None;
             loop {
-                let page = view.player_page(&filter, direction, after, limit).expect("reads");
+                let page = view.player_page(&filter, &Column::event(None), direction, after, limit).expect("reads");
                 paged.extend(page.events.iter().map(|event| event.seq));
                 after =
                     page.events.last().map(|last| (last.event.as_ref().expect("event").event_time_ms, Seq(last.seq)));
@@ -320,6 +337,7 @@ fn check_reads(view: &View, events: &[Event]) {
             assert_eq!(paged, expected, "{player} {direction:?}");
         }
     }
+    scans::check(view, events);
 }
 
 fn run(steps: &[Step], world: &mut World) -> Model {

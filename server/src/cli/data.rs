@@ -13,8 +13,8 @@ use futures::StreamExt;
 use galoo_proto::{
     Hlc,
     data::{
-        AppendRequest, EventFilter, GetRequest, MutateRequest, QualifierRange, ScanGameRequest, ScanPlayerRequest,
-        TailRequest,
+        AppendRequest, EventFilter, GetRequest, MutateRequest, Projection, PropertyCondition, QualifierRange,
+        ScanGameRequest, ScanPlayerRequest, TailRequest, property_condition::Test as Asked,
     },
     limits::PLAYER_ID_BYTES_MAX,
     value::{
@@ -236,8 +236,11 @@ fn parse_value(text: &str, kind: ValueKind) -> Result<Value, Failure> {
         ValueKind::Bytes => bytes_of_hex(text).map(Kind::Bytes),
         ValueKind::Json => json().map(|_| Kind::Json(text.to_owned())),
     };
-    let kind = kind.as_str_name().to_lowercase();
-    let said = || Failure::Refused(format!("value is {text:?}; its family holds {kind} (bytes as hexadecimal digits)"));
+    let kind = match kind {
+        ValueKind::Bytes => "bytes, in hexadecimal digits".to_owned(),
+        kind => kind.as_str_name().to_lowercase(),
+    };
+    let said = || Failure::Refused(format!("value is {text:?}; its family holds {kind}"));
     parsed.map(|kind| Value { kind: Some(kind) }).ok_or_else(said)
 }
 
@@ -350,6 +353,13 @@ pub(super) struct ScanArgs {
     /// Only events of this type; may be given several times
     #[arg(long = "type")]
     event_types: Vec<String>,
+    /// Only events of which this holds: NAME=VALUE, !=, <, <=, >, >=, NAME (it is there) or !NAME (it is not); may be given
+    /// several times
+    #[arg(long = "where", value_name = "CONDITION", value_parser = condition)]
+    conditions: Vec<PropertyCondition>,
+    /// Only these properties, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    properties: Option<Vec<String>>,
     /// At most so many events; 0: all
     #[arg(long, default_value_t = 0)]
     limit: u64,
@@ -360,6 +370,33 @@ pub(super) struct ScanArgs {
     game: String,
     #[command(flatten)]
     connection: Connection,
+}
+
+/// Reads a condition of a property.
+fn condition(text: &str) -> Result<PropertyCondition, String> {
+    let null = i32::from(Null::Null);
+    let found = text.find(['=', '!', '<', '>']).filter(|at| *at > 0);
+    let Some(at) = found else {
+        let (name, test) = match text.strip_prefix('!') {
+            Some(name) => (name, Asked::Absent(null)),
+            None => (text, Asked::Exists(null)),
+        };
+        return Ok(PropertyCondition { name: name.to_owned(), test: Some(test) });
+    };
+    let (name, rest) = text.split_at(at);
+    // Longer signs first.
+    let signs = ["!=", "<=", ">=", "=", "<", ">"];
+    let signed = signs.iter().find_map(|sign| Some((*sign, guessed_value(rest.strip_prefix(sign)?))));
+    let asked = signed.map(|(sign, value)| match sign {
+        "!=" => Asked::NotEquals(value),
+        "<=" => Asked::AtMost(value),
+        ">=" => Asked::AtLeast(value),
+        "<" => Asked::Less(value),
+        ">" => Asked::Greater(value),
+        _ => Asked::Equals(value),
+    });
+    let test = asked.ok_or_else(|| "it must be NAME=VALUE, !=, <, <=, >, >=, NAME or !NAME".to_owned())?;
+    Ok(PropertyCondition { name: name.to_owned(), test: Some(test) })
 }
 
 fn print_events(events: &[StoredEvent], json: bool) -> std::io::Result<()> {
@@ -378,7 +415,9 @@ fn print_events(events: &[StoredEvent], json: bool) -> std::io::Result<()> {
 
 pub(super) async fn scan(args: ScanArgs) -> Result<(), Failure> {
     let client = args.connection.connect().await?;
-    let filter = Some(EventFilter { from_ms: args.from, to_ms: args.to, event_types: args.event_types });
+    let (from_ms, to_ms) = (args.from, args.to);
+    let filter = Some(EventFilter { from_ms, to_ms, event_types: args.event_types, properties: args.conditions });
+    let projection = args.properties.map(|properties| Projection { properties });
     let mut pages = match args.player {
         Some(player_id) => {
             let request = ScanPlayerRequest {
@@ -388,11 +427,12 @@ pub(super) async fn scan(args: ScanArgs) -> Result<(), Failure> {
                 newest_first: args.newest_first,
                 limit: args.limit,
                 cursor: vec![],
+                projection,
             };
             client.scan_player(request).await?.boxed()
         }
         None => {
-            let request = ScanGameRequest { game: args.game, filter, limit: args.limit, cursor: vec![] };
+            let request = ScanGameRequest { game: args.game, filter, limit: args.limit, cursor: vec![], projection };
             client.scan_game(request).await?.boxed()
         }
     };
@@ -458,6 +498,26 @@ mod tests {
             assert_eq!(put(&[value]).value.as_deref(), Some(value));
         }
         assert_eq!(put(&["--increment", "-5", "--floor", "-7"]).increment, Some(-5));
+    }
+
+    #[test]
+    fn conditions_are_read_as_people_write_them() {
+        let int = |value| Value { kind: Some(Kind::Int(value)) };
+        let text = |text: &str| Value { kind: Some(Kind::String(text.to_owned())) };
+        let null = i32::from(Null::Null);
+        for (written, name, test) in [
+            ("level=3", "level", Asked::Equals(int(3))),
+            ("level!=3", "level", Asked::NotEquals(int(3))),
+            ("level<=-3", "level", Asked::AtMost(int(-3))),
+            ("map>Dune", "map", Asked::Greater(text("Dune"))),
+            ("map=a=b", "map", Asked::Equals(text("a=b"))),
+            ("map=", "map", Asked::Equals(text(""))),
+            ("map", "map", Asked::Exists(null)),
+            ("!map", "map", Asked::Absent(null)),
+        ] {
+            assert_eq!(condition(written), Ok(PropertyCondition { name: name.into(), test: Some(test) }), "{written}");
+        }
+        assert!(condition("level!3").is_err());
     }
 
     #[test]

@@ -53,11 +53,13 @@ struct Inner {
     crcs: Vec<u32>,
     /// A bit a block: it was compared with its CRC.
     verified: Vec<AtomicU64>,
+    /// Counts what is read, of all files.
+    reads: Arc<AtomicU64>,
 }
 
 impl Blocks {
     /// Opens a file that a segment's record describes.
-    pub(super) fn open(path: &Path, record: &record::Segment) -> Result<Self> {
+    pub(super) fn open(path: &Path, record: &record::Segment, reads: Arc<AtomicU64>) -> Result<Self> {
         let failed = |source| Error::File { action: "open", path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
@@ -72,7 +74,7 @@ impl Blocks {
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed)?;
         let verified = (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let map = Bytes::from_owner(map);
-        Ok(Self(Arc::new(Inner { path: path.to_owned(), file, map, crcs: record.block_crcs.clone(), verified })))
+        Ok(Self(Arc::new(Inner { path: path.to_owned(), file, map, crcs: record.block_crcs.clone(), verified, reads })))
     }
 
     /// Returns bytes of the file, each block of them compared with its CRC at least once.
@@ -125,6 +127,7 @@ impl ChunkReader for Blocks {
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        self.0.reads.fetch_add(1, Ordering::Relaxed);
         self.checked(start, length).map_err(|error| ParquetError::External(Box::new(error)))
     }
 }

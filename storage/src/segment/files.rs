@@ -4,7 +4,10 @@ use std::{
     collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use galoo_proto::{Keyspace, SegmentId, record};
@@ -19,6 +22,7 @@ const OPEN_SEGMENTS_MAX: usize = 4_096;
 pub struct SegmentFiles {
     folder: PathBuf,
     open: Mutex<OpenFiles>,
+    reads: Arc<AtomicU64>,
 }
 
 type OpenFiles = Lru<(Keyspace, SegmentId), Arc<SegmentFile>>;
@@ -27,7 +31,12 @@ impl SegmentFiles {
     /// Takes the folder, which is made when it is missing.
     pub fn new(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))?;
-        Ok(Self { folder: folder.to_owned(), open: Mutex::new(Lru::new(OPEN_SEGMENTS_MAX)) })
+        Ok(Self { folder: folder.to_owned(), open: Mutex::new(Lru::new(OPEN_SEGMENTS_MAX)), reads: Arc::default() })
+    }
+
+    /// Pieces of files that were read so far: pages, and what tells where they are.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
     }
 
     /// Returns a segment's path.
@@ -41,7 +50,7 @@ impl SegmentFiles {
         if let Some(file) = self.lock().get(&(keyspace, id)) {
             return Ok(file.clone());
         }
-        let file = Arc::new(SegmentFile::open(&self.path(keyspace, id), record)?);
+        let file = Arc::new(SegmentFile::open(&self.path(keyspace, id), record, self.reads.clone())?);
         self.lock().put((keyspace, id), file.clone(), 1);
         Ok(file)
     }

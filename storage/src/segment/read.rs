@@ -1,10 +1,15 @@
 //! Reads a segment: only the pages that can hold a match, only the columns that are asked for.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    ops::RangeInclusive,
+    path::Path,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray},
     datatypes::{Field, Int64Type, Schema},
+    error::ArrowError,
     record_batch::RecordBatch,
 };
 use galoo_proto::{Token, record};
@@ -24,7 +29,7 @@ use super::{PropertyTag, blocks::Blocks, names, write::read_type};
 use crate::{
     Result,
     properties::ColumnType,
-    view::{Column, EventFilter},
+    view::{Column, Condition, EventFilter, Shredded, all_hold},
 };
 
 /// Rows that a scan decodes at a time.
@@ -36,11 +41,13 @@ pub(crate) struct SegmentFile {
     metadata: ArrowReaderMetadata,
     /// The first and the last sequence number in it.
     seqs: (u64, u64),
+    /// The first and the last event time in it.
+    times_ms: (i64, i64),
 }
 
 impl SegmentFile {
-    pub(super) fn open(path: &Path, record: &record::Segment) -> Result<Self> {
-        let blocks = Blocks::open(path, record)?;
+    pub(super) fn open(path: &Path, record: &record::Segment, reads: Arc<AtomicU64>) -> Result<Self> {
+        let blocks = Blocks::open(path, record, reads)?;
         let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
         let metadata = ArrowReaderMetadata::load(&blocks, options.clone())?;
         let fields = metadata.schema().fields().iter();
@@ -48,7 +55,12 @@ impl SegmentFile {
             .map(|field| Field::new(field.name(), read_type(field.name(), field.data_type()), field.is_nullable()));
         let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
         let metadata = ArrowReaderMetadata::try_new(metadata.metadata().clone(), options.with_schema(schema))?;
-        Ok(Self { blocks, metadata, seqs: (record.first_seq, record.last_seq) })
+        Ok(Self {
+            blocks,
+            metadata,
+            seqs: (record.first_seq, record.last_seq),
+            times_ms: (record.time_min_ms, record.time_max_ms),
+        })
     }
 
     /// What reads the whole file.
@@ -76,6 +88,22 @@ impl SegmentFile {
             }
         }
         Ok(false)
+    }
+
+    /// Returns the bounds of each page of an integer column that every event has; `None` where they are not known.
+    fn bounds(&self, column: &str) -> Result<Vec<Option<RangeInclusive<i64>>>> {
+        let metadata = self.metadata.metadata();
+        let converter =
+            StatisticsConverter::try_new(column, self.metadata.schema(), metadata.file_metadata().schema_descr())?;
+        let (Some(columns), Some(offsets)) = (metadata.column_index(), metadata.offset_index()) else {
+            return Ok(vec![None]);
+        };
+        let groups: Vec<_> = (0..metadata.num_row_groups()).collect();
+        let mins = converter.data_page_mins(columns, offsets, &groups)?;
+        let maxes = converter.data_page_maxes(columns, offsets, &groups)?;
+        let (mins, maxes) = (mins.as_primitive::<Int64Type>(), maxes.as_primitive::<Int64Type>());
+        let bound = |(min, max): (Option<i64>, Option<i64>)| Some(min?..=max?);
+        Ok(mins.iter().zip(maxes).map(bound).collect())
     }
 
     /// Returns the rows of the pages whose range in an integer column `takes(min, max)`.
@@ -107,6 +135,17 @@ impl SegmentFile {
         Ok(RowSelection::from(selectors))
     }
 
+    /// Returns the first and the last event time of each page that may hold events of the players.
+    pub(crate) fn player_times(&self, players: &[String]) -> Result<Vec<RangeInclusive<i64>>> {
+        let tokens: Vec<i64> = players.iter().map(|player| Token::of(player).0.cast_signed()).collect();
+        let bounds = self.bounds(names::TOKEN)?.into_iter().zip(self.bounds(names::EVENT_TIME)?);
+        let holds = |page: &Option<RangeInclusive<i64>>| {
+            page.as_ref().is_none_or(|page| tokens.iter().any(|token| page.contains(token)))
+        };
+        let all = || i64::MIN..=i64::MAX;
+        Ok(bounds.filter(|(page, _)| holds(page)).map(|(_, times)| times.unwrap_or_else(all)).collect())
+    }
+
     fn rows(&self) -> usize {
         usize::try_from(self.metadata.metadata().file_metadata().num_rows()).unwrap_or(usize::MAX)
     }
@@ -132,6 +171,10 @@ impl SegmentFile {
                     let wanted = fields.filter(|name| PropertyTag::property(name).is_some() || *name == names::EXTRA);
                     names.extend(wanted.cloned());
                 }
+                Column::Members(wanted) => {
+                    names.extend(wanted.iter().flat_map(|property| property_columns(property)));
+                    names.push(names::EXTRA.to_owned());
+                }
                 Column::Property { name, column_type } => {
                     use PropertyTag::{Bool, Float, Int, Json, String};
                     let tags: &[PropertyTag] = match column_type {
@@ -146,6 +189,27 @@ impl SegmentFile {
         }
         names
     }
+}
+
+/// The names of all columns that a property can have.
+fn property_columns(property: &str) -> [String; 5] {
+    use PropertyTag::{Bool, Float, Int, Json, String};
+    [Bool, Int, Float, String, Json].map(|tag| tag.column(property))
+}
+
+/// Which rows of a batch a condition holds of. The batch has the property's columns, and `extra` if the file has.
+fn holds(condition: &Condition, found: &RecordBatch) -> Result<BooleanArray> {
+    let shredded = Shredded::of(&condition.property, found);
+    let extra = found.column_by_name(names::EXTRA).map(|extra| extra.as_string_view());
+    let mut rows = Vec::with_capacity(found.num_rows());
+    for row in 0..found.num_rows() {
+        let value = shredded.value(row);
+        rows.push(match extra.filter(|extra| value.is_none() && extra.is_valid(row)) {
+            None => condition.holds(value.as_ref()),
+            Some(extra) => all_hold(std::slice::from_ref(condition), &format!("{{{}}}", extra.value(row)))?,
+        });
+    }
+    Ok(rows.into())
 }
 
 /// The matching rows of a segment, in the file's columns.
@@ -188,7 +252,8 @@ impl SegmentScan {
             );
         }
         let times = filter.time_ms.clone();
-        if times != (i64::MIN..i64::MAX) {
+        let (first, last) = file.times_ms;
+        if !(times.contains(&first) && times.contains(&last)) {
             let range = times.clone();
             narrow(file.pages(names::EVENT_TIME, move |min, max| range.start <= max && min < range.end)?);
             filter_on(
@@ -219,6 +284,23 @@ impl SegmentScan {
                     found.map(|kind| Some(kind.is_some_and(|kind| filter.takes_type(kind)))).collect()
                 }),
             );
+        }
+        for condition in &filter.conditions {
+            let mut wanted = property_columns(&condition.property).to_vec();
+            wanted.push(names::EXTRA.to_owned());
+            wanted.retain(|name| file.schema().index_of(name).is_ok());
+            if wanted.is_empty() {
+                // No event of the file has the property.
+                if condition.holds(None) {
+                    continue;
+                }
+                return Ok(Self { batches: None });
+            }
+            let condition = condition.clone();
+            let takes = move |found: RecordBatch| {
+                holds(&condition, &found).map_err(|error| ArrowError::ExternalError(Box::new(error)))
+            };
+            predicates.push(Box::new(ArrowPredicateFn::new(file.mask(&wanted), takes)));
         }
         let mut builder =
             ParquetRecordBatchReaderBuilder::new_with_metadata(file.blocks.clone(), file.metadata.clone())

@@ -35,7 +35,7 @@ pub struct Checksum {
 impl Checksum {
     /// Reads the whole shard.
     pub fn of(view: &View) -> Result<Self> {
-        let columns: Arc<[Column]> = Column::EVENT.into();
+        let columns = Column::event(None);
         let filter = Arc::new(EventFilter::default());
         let (mut events, mut sum) = (0, 0u64);
         for source in view.sources()? {

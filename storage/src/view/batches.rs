@@ -8,6 +8,7 @@ use galoo_proto::{ChunkId, Seq, record};
 use super::{
     Column, EventFilter, Source, View,
     columns::{RowColumns, from_segment},
+    condition::all_hold,
 };
 use crate::{
     Result,
@@ -85,6 +86,7 @@ impl Page<'_> {
             && seqs.contains(&event.seq.0)
             && self.filter.takes_type(event.event_type)
             && self.filter.takes_player(event.player)
+            && (self.filter.conditions.is_empty() || all_hold(&self.filter.conditions, event.properties)?)
         {
             self.bytes += event.bytes();
             self.columns.push(event)?;

@@ -37,6 +37,8 @@ pub enum Column {
     IngestHlc,
     /// A JSON object, never null.
     Properties,
+    /// A JSON object with some properties alone, never null.
+    Members(Vec<String>),
     /// A property as the type that holds all its values; null where it is absent or null.
     Property {
         /// The property.
@@ -47,14 +49,16 @@ pub enum Column {
 }
 
 impl Column {
-    /// The columns that make a whole event.
-    pub const EVENT: [Self; 6] =
-        [Self::PlayerId, Self::EventTime, Self::EventType, Self::Seq, Self::IngestHlc, Self::Properties];
+    /// The columns that make an event, with some properties or all.
+    pub fn event(properties: Option<&[String]>) -> Arc<[Self]> {
+        let properties = properties.map_or(Self::Properties, |names| Self::Members(names.to_vec()));
+        [Self::PlayerId, Self::EventTime, Self::EventType, Self::Seq, Self::IngestHlc, properties].into()
+    }
 
     /// The column's Arrow type.
     pub fn data_type(&self) -> DataType {
         match self {
-            Self::PlayerId | Self::EventType | Self::Properties => DataType::Utf8View,
+            Self::PlayerId | Self::EventType | Self::Properties | Self::Members(_) => DataType::Utf8View,
             Self::EventTime | Self::IngestTime => DataType::Timestamp(TimeUnit::Millisecond, None),
             Self::Seq => DataType::Int64,
             Self::IngestHlc => DataType::UInt64,
@@ -75,7 +79,7 @@ impl Column {
             Self::Seq => "seq",
             Self::IngestTime => "ingest_time",
             Self::IngestHlc => "ingest_hlc",
-            Self::Properties => "properties",
+            Self::Properties | Self::Members(_) => "properties",
             Self::Property { name, .. } => name,
         }
     }
@@ -131,6 +135,12 @@ impl<'c> RowColumns<'c> {
                 (Column::EventType, Builder::Text(text)) => text.append_value(row.event_type),
                 (Column::Properties, Builder::Text(text)) => {
                     text.append_value(if row.properties.is_empty() { "{}" } else { row.properties });
+                }
+                (Column::Members(names), Builder::Text(text)) => {
+                    let mut json = "{".to_owned();
+                    push_members(row.properties, names, &mut json)?;
+                    json.push('}');
+                    text.append_value(json);
                 }
                 (Column::EventTime, Builder::Time(time)) => time.append_value(row.time_ms),
                 (Column::IngestTime, Builder::Time(time)) => time.append_value(row.ingest.millis().cast_signed()),
@@ -229,7 +239,11 @@ pub(super) fn from_segment(columns: &[Column], found: &RecordBatch) -> Result<Re
                     hlc.as_primitive::<UInt64Type>().unary::<_, Int64Type>(|hlc| Hlc(hlc).millis().cast_signed());
                 cast(&(Arc::new(millis) as ArrayRef), &column.data_type())?
             }
-            Column::Properties => json_objects(found)?,
+            Column::Properties => json_objects(found, &Members::of(found, |_| true), None)?,
+            Column::Members(names) => {
+                let members = Members::of(found, |name| names.iter().any(|wanted| wanted == name));
+                json_objects(found, &members, Some(names))?
+            }
             Column::Property { name, column_type } => property(name, *column_type, found)?,
         });
     }
@@ -274,7 +288,7 @@ fn property(name: &str, column_type: ColumnType, found: &RecordBatch) -> Result<
 }
 
 /// A property's columns in a segment, one a kind of value.
-struct Shredded<'a> {
+pub(crate) struct Shredded<'a> {
     bools: Option<&'a BooleanArray>,
     ints: Option<&'a Int64Array>,
     floats: Option<&'a Float64Array>,
@@ -283,7 +297,7 @@ struct Shredded<'a> {
 }
 
 impl<'a> Shredded<'a> {
-    fn of(name: &str, found: &'a RecordBatch) -> Self {
+    pub(crate) fn of(name: &str, found: &'a RecordBatch) -> Self {
         let stored = |tag: PropertyTag| found.column_by_name(&tag.column(name));
         Self {
             bools: stored(PropertyTag::Bool).map(|array| array.as_boolean()),
@@ -294,7 +308,7 @@ impl<'a> Shredded<'a> {
         }
     }
 
-    fn value(&self, row: usize) -> Option<Property<'a>> {
+    pub(crate) fn value(&self, row: usize) -> Option<Property<'a>> {
         fn valid<A: Array>(array: Option<&A>, row: usize) -> Option<&A> {
             array.filter(|array| array.is_valid(row))
         }
@@ -337,8 +351,8 @@ impl<'a> Members<'a> {
         Self { properties, extra }
     }
 
-    /// Appends a row's members, without the braces.
-    fn write(&self, row: usize, json: &mut String) {
+    /// Appends a row's members, without the braces; of `extra` those that are wanted, `None`: all.
+    fn write(&self, row: usize, wanted: Option<&[String]>, json: &mut String) -> Result<()> {
         let begin = json.len();
         for (_, label, shredded) in &self.properties {
             if let Some(value) = shredded.value(row) {
@@ -353,20 +367,43 @@ impl<'a> Members<'a> {
             if json.len() > begin {
                 json.push(',');
             }
-            json.push_str(extra.value(row));
+            match wanted {
+                None => json.push_str(extra.value(row)),
+                Some(names) => push_members(&format!("{{{}}}", extra.value(row)), names, json)?,
+            }
+            // None of them was wanted.
+            if json.len() > begin && json.ends_with(',') {
+                json.pop();
+            }
         }
+        Ok(())
     }
 }
 
+/// Appends the members of a JSON object that are wanted, without the braces.
+fn push_members(object: &str, wanted: &[String], json: &mut String) -> Result<()> {
+    let begin = json.len();
+    let read = properties::members(object, &mut |name, raw| {
+        if wanted.iter().any(|wanted| *wanted == name) {
+            if json.len() > begin {
+                json.push(',');
+            }
+            json.push_str(&json_string(&name));
+            json.push(':');
+            json.push_str(raw);
+        }
+    });
+    read.map_err(|error| Error::row("event properties", error))
+}
+
 /// Puts a segment's properties together again as JSON objects.
-fn json_objects(found: &RecordBatch) -> Result<ArrayRef> {
-    let members = Members::of(found, |_| true);
+fn json_objects(found: &RecordBatch, members: &Members<'_>, wanted: Option<&[String]>) -> Result<ArrayRef> {
     let mut objects = StringViewBuilder::with_capacity(found.num_rows());
     let mut json = String::new();
     for row in 0..found.num_rows() {
         json.clear();
         json.push('{');
-        members.write(row, &mut json);
+        members.write(row, wanted, &mut json)?;
         json.push('}');
         objects.append_value(&json);
     }
@@ -380,7 +417,7 @@ pub(crate) fn extra_members(found: &RecordBatch, properties: &[String]) -> Resul
     let mut json = String::new();
     for row in 0..found.num_rows() {
         json.clear();
-        members.write(row, &mut json);
+        members.write(row, None, &mut json)?;
         texts.append_option(Some(&json).filter(|json| !json.is_empty()));
     }
     Ok(Arc::new(texts.finish()))

@@ -1,4 +1,4 @@
-//! Whole events: one player's in order of time, and the shard's in order of seq.
+//! Whole events, in order of seq.
 
 use std::{ops::Range, sync::Arc};
 
@@ -13,75 +13,19 @@ use galoo_proto::{
 };
 
 use super::{Column, EventFilter, Source, View};
-use crate::{Result, engine::Direction};
-
-/// A page of one player's events.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PlayerPage {
-    /// In order of (event_time, seq), or against it.
-    pub events: Vec<StoredEvent>,
-    /// More events may follow behind the last one.
-    pub more: bool,
-}
+use crate::Result;
 
 impl View {
-    /// Returns up to `limit` events of one player that lie behind `after` in the scan's direction.
-    ///
-    /// The order is (event_time, seq). `filter.players` must hold the one player; `limit` is at least 1.
-    pub fn player_page(
-        &self,
-        filter: &EventFilter,
-        direction: Direction,
-        after: Option<(i64, Seq)>,
-        limit: usize,
-    ) -> Result<PlayerPage> {
-        let mut filter = filter.clone();
-        if let Some((time_ms, _)) = after {
-            match direction {
-                Direction::Forward => filter.time_ms.start = filter.time_ms.start.max(time_ms),
-                Direction::Backward => filter.time_ms.end = filter.time_ms.end.min(time_ms.saturating_add(1)),
-            }
-        }
-        let filter = Arc::new(filter);
-        let columns: Arc<[Column]> = Column::EVENT.into();
-        let position =
-            |event: &StoredEvent| (event.event.as_ref().map_or(0, |event| event.event_time_ms), Seq(event.seq));
-        let mut events: Vec<StoredEvent> = Vec::new();
-        let mut more = false;
-        let keep = |events: &mut Vec<StoredEvent>, more: &mut bool| {
-            match direction {
-                Direction::Forward => events.sort_by_key(position),
-                Direction::Backward => events.sort_by_key(|event| std::cmp::Reverse(position(event))),
-            }
-            *more |= events.len() > limit;
-            events.truncate(limit);
-        };
-        for source in self.sources()? {
-            for batch in self.source_batches(source, &columns, &filter)? {
-                let found = stored_events(self.shard(), &batch?);
-                events.extend(found.into_iter().filter(|event| match (after, direction) {
-                    (None, _) => true,
-                    (Some(after), Direction::Forward) => position(event) > after,
-                    (Some(after), Direction::Backward) => position(event) < after,
-                }));
-                if events.len() > limit.saturating_mul(2).max(1_024) {
-                    keep(&mut events, &mut more);
-                }
-            }
-        }
-        keep(&mut events, &mut more);
-        Ok(PlayerPage { events, more })
-    }
-
     /// Returns the events with a seq above `after` that pass the filter, in order of seq.
     pub fn events_after(&self, after: Seq, filter: EventFilter) -> Events {
-        Events { view: self.clone(), filter, after, page: Vec::new().into_iter() }
+        Events { view: self.clone(), columns: Column::event(None), filter, after, page: Vec::new().into_iter() }
     }
 }
 
 /// A shard's events in order of seq. A part of one source is decoded at a time.
 pub struct Events {
     view: View,
+    columns: Arc<[Column]>,
     filter: EventFilter,
     after: Seq,
     page: std::vec::IntoIter<StoredEvent>,
@@ -91,11 +35,16 @@ pub struct Events {
 const WINDOW_BYTES: u64 = 64 << 20;
 
 impl Events {
+    /// Gives the events these columns, of [`Column::event`].
+    pub fn with_columns(self, columns: Arc<[Column]>) -> Self {
+        Self { columns, ..self }
+    }
+
     /// Reads on in the source that comes next; returns false at the end.
     fn read_on(&mut self) -> Result<bool> {
         let next = self.view.sources()?.iter().find(|source| source.last_seq() > self.after).cloned();
         let Some(source) = next else { return Ok(false) };
-        let columns: Arc<[Column]> = Column::EVENT.into();
+        let columns = self.columns.clone();
         let first = (self.after.0 + 1).max(*self.filter.seqs.start());
         let mut rows = (WINDOW_BYTES / source.event_bytes_mean()).max(1);
         loop {
@@ -152,8 +101,8 @@ impl Iterator for Events {
     }
 }
 
-/// Reads whole events out of a batch with the columns [`Column::EVENT`].
-fn stored_events(shard: ShardId, batch: &RecordBatch) -> Vec<StoredEvent> {
+/// Reads whole events out of a batch with the columns of [`Column::event`].
+pub(super) fn stored_events(shard: ShardId, batch: &RecordBatch) -> Vec<StoredEvent> {
     let text = |column: usize| batch.column(column).as_string_view();
     let (players, types, properties) = (text(0), text(2), text(5));
     let times = batch.column(1).as_primitive::<TimestampMillisecondType>();

@@ -1,6 +1,7 @@
 //! The data service: appends, state, scans.
 
 mod calls;
+mod filter;
 
 use std::{pin::Pin, sync::Arc};
 
@@ -8,24 +9,25 @@ use futures::{Stream, StreamExt};
 use galoo_proto::{
     Seq,
     data::{
-        AnswerBatch, AppendPart, AppendRequest, AppendResponse, CallBatch, CallError, EventFilter, GetManyRequest,
-        GetManyResponse, GetRequest, GetResponse, ListProducersRequest, ListProducersResponse, MutateRequest,
-        MutateResponse, PartError, PlayerCells, RegisterProducerRequest, RegisterProducerResponse, ScanGameRequest,
-        ScanPlayerRequest, ScanResponse, TailRequest, append_part, data_client::DataClient, data_server::Data,
-        mutate_response, part_error,
+        AnswerBatch, AppendPart, AppendRequest, AppendResponse, CallBatch, CallError, GetManyRequest, GetManyResponse,
+        GetRequest, GetResponse, ListProducersRequest, ListProducersResponse, MutateRequest, MutateResponse, PartError,
+        PlayerCells, RegisterProducerRequest, RegisterProducerResponse, ScanGameRequest, ScanPlayerRequest,
+        ScanResponse, TailRequest, append_part, data_client::DataClient, data_server::Data, mutate_response,
+        part_error,
     },
     validate,
     value::StoredEvent,
 };
 use galoo_storage::{
     engine::Direction,
-    view::{self, View},
+    view::{self, Column, View},
 };
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
+use self::filter::scanned;
 use crate::{
     door::Door,
     node::{NodeError, PartResult, check_answer},
@@ -136,15 +138,6 @@ const STREAM_BATCHES_MAX: usize = 64;
 type Pages = Pin<Box<dyn Stream<Item = Result<ScanResponse, Status>> + Send>>;
 type Sink = mpsc::Sender<Result<ScanResponse, Status>>;
 
-fn view_filter(filter: Option<EventFilter>) -> view::EventFilter {
-    let filter = filter.unwrap_or_default();
-    view::EventFilter {
-        time_ms: filter.from_ms.unwrap_or(i64::MIN)..filter.to_ms.unwrap_or(i64::MAX),
-        event_types: Some(filter.event_types).filter(|types| !types.is_empty()),
-        ..view::EventFilter::default()
-    }
-}
-
 /// Two numbers, big-endian: of a player scan event_time and seq, of a game scan shard and seq.
 fn cursor(first: u64, second: u64) -> Vec<u8> {
     [first.to_be_bytes(), second.to_be_bytes()].concat()
@@ -209,7 +202,7 @@ impl<'s> Pager<'s> {
 
     /// Takes an event; returns false when nobody wants more.
     fn push(&mut self, event: StoredEvent, cursor: impl FnOnce(&StoredEvent) -> Vec<u8>) -> bool {
-        self.bytes += event.event.as_ref().map_or(0, galoo_proto::validate::event_bytes);
+        self.bytes += event.event.as_ref().map_or(0, validate::event_bytes);
         self.left -= 1;
         let full = self.page.len() + 1 >= PAGE_EVENTS_MAX || self.bytes >= PAGE_BYTES_MAX || self.left == 0;
         let cursor = if full { cursor(&event) } else { Vec::new() };
@@ -229,8 +222,14 @@ fn game_cursor(event: &StoredEvent) -> Vec<u8> {
 }
 
 /// Sends the events of one shard behind `after`; returns false when nobody wants more.
-fn scan_shard(pager: &mut Pager<'_>, view: &View, after: Seq, filter: &view::EventFilter) -> Result<bool, NodeError> {
-    for event in view.events_after(after, filter.clone()) {
+fn scan_shard(
+    pager: &mut Pager<'_>,
+    view: &View,
+    after: Seq,
+    filter: &view::EventFilter,
+    columns: &Arc<[Column]>,
+) -> Result<bool, NodeError> {
+    for event in view.events_after(after, filter.clone()).with_columns(columns.clone()) {
         if !pager.push(event?, game_cursor) {
             return Ok(false);
         }
@@ -303,12 +302,13 @@ impl Data for DataService {
         let view = self.0.node()?.player_view(&request.game, &request.player_id).await?;
         let direction = if request.newest_first { Direction::Backward } else { Direction::Forward };
         let mut after = parse_cursor(&request.cursor)?.map(|(time, seq)| (time.cast_signed(), Seq(seq)));
-        let filter = view::EventFilter { players: Some(vec![request.player_id]), ..view_filter(request.filter) };
+        let (filter, columns) = scanned(request.filter, request.projection.as_ref())?;
+        let filter = view::EventFilter { players: Some(vec![request.player_id]), ..filter };
         Ok(scan(move |sink| {
             let mut pager = Pager::new(sink, request.limit);
             loop {
                 let wanted = usize::try_from(pager.left).unwrap_or(usize::MAX).min(PAGE_EVENTS_MAX);
-                let page = view.player_page(&filter, direction, after, wanted)?;
+                let page = view.player_page(&filter, &columns, direction, after, wanted)?;
                 for event in page.events {
                     let time_ms = event.event.as_ref().map_or(0, |event| event.event_time_ms);
                     after = Some((time_ms, Seq(event.seq)));
@@ -328,9 +328,9 @@ impl Data for DataService {
 
     async fn scan_game(&self, request: Request<ScanGameRequest>) -> Result<Response<Pages>, Status> {
         let request = request.into_inner();
+        let (filter, columns) = scanned(request.filter, request.projection.as_ref())?;
         let views = self.0.node()?.game_views(&request.game).await?;
         let from = parse_cursor(&request.cursor)?;
-        let filter = view_filter(request.filter);
         Ok(scan(move |sink| {
             let mut pager = Pager::new(sink, request.limit);
             let mut views = views;
@@ -341,7 +341,7 @@ impl Data for DataService {
                     Some((shard, seq)) if view.shard().0 == shard => Seq(seq),
                     _ => Seq(0),
                 };
-                if !scan_shard(&mut pager, view, after, &filter)? {
+                if !scan_shard(&mut pager, view, after, &filter, &columns)? {
                     return Ok(());
                 }
             }
@@ -378,7 +378,8 @@ impl Data for DataService {
                     let to = sink.clone();
                     let sent = tokio::task::spawn_blocking(move || {
                         let mut pager = Pager::new(&to, 0);
-                        let all = scan_shard(&mut pager, &view, from, &view::EventFilter::default())?;
+                        let all =
+                            scan_shard(&mut pager, &view, from, &view::EventFilter::default(), &Column::event(None))?;
                         Ok::<_, NodeError>(all && (pager.page.is_empty() || pager.flush(Vec::new())))
                     });
                     match sent.await {
