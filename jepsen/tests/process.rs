@@ -50,6 +50,8 @@ const PROGRESS: u64 = 40;
 const END_MAX: Duration = Duration::from_secs(180);
 /// The round in which all nodes are killed at once, counted from 0; in others it happens by chance.
 const ROUND_OF_ALL: u32 = 1;
+/// Between two nodes that are told to compact.
+const COMPACT_DELAY: Duration = Duration::from_secs(1);
 /// Before a call that failed is tried at another node.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -253,6 +255,18 @@ impl Actor {
         }
     }
 
+    /// Compacts one node after the other, so that segments are merged all the time.
+    async fn compact(mut self) {
+        while !self.shared.stopped() {
+            let node = self.rng.below(self.shared.nodes.len() as u64) as usize;
+            if let Ok(client) = Client::connect(&self.shared.nodes[node]).await {
+                // A node that was just killed does not: the next one may.
+                let _ = client.compact(GAME, true).await;
+            }
+            tokio::time::sleep(COMPACT_DELAY).await;
+        }
+    }
+
     async fn read(mut self) {
         while !self.shared.stopped() {
             let place = usize::try_from(self.rng.below(self.shared.counters.len() as u64)).expect("small");
@@ -438,6 +452,8 @@ async fn nothing_acknowledged_is_lost_or_doubled_whoever_is_killed() {
     for _ in 0..READERS {
         clients.spawn(actor().read());
     }
+
+    clients.spawn(actor().compact());
 
     let kills = disasters(&mut cluster, &mut rng, seconds, seen).await;
     stop.send(true).expect("clients run");

@@ -33,6 +33,8 @@ pub struct Config {
     pub query_memory_bytes: usize,
     /// When chunks are sealed and segments built.
     pub compaction: Policy,
+    /// Bytes a second at which everything that is stored is read again, to find what is damaged; 0: never.
+    pub scrub_bytes_per_second: u64,
     /// Bytes that are kept free on the data folder's file system: below, writes are refused.
     pub disk_reserve_bytes: u64,
     /// Log bytes above which the engine is flushed, so that the log can be cut.
@@ -73,6 +75,7 @@ struct StorageFile {
     merged_bytes_max: Option<u64>,
     history_ms: Option<u64>,
     log_bytes: Option<u64>,
+    scrub_bytes_per_second: Option<u64>,
     disk_reserve_bytes: Option<u64>,
 }
 
@@ -299,6 +302,13 @@ impl Config {
                 backlog_bytes_max: policy.backlog_bytes_max,
                 history_ms: within("storage.history_ms", storage.history_ms, policy.history_ms, 0, 1 << 40)?,
             },
+            scrub_bytes_per_second: within(
+                "storage.scrub_bytes_per_second",
+                storage.scrub_bytes_per_second,
+                8 * MIB,
+                0,
+                1_024 * GIB,
+            )?,
             disk_reserve_bytes: within("storage.disk_reserve_bytes", storage.disk_reserve_bytes, GIB, 0, 1_024 * GIB)?,
             log_bytes: within("storage.log_bytes", storage.log_bytes, 256 * MIB, MIB, 1_024 * GIB)?,
         };

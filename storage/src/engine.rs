@@ -13,7 +13,7 @@ use std::{ops::Range, sync::Arc};
 
 use galoo_proto::{Hlc, Keyspace};
 
-use crate::Result;
+use crate::{Result, segment::Step};
 
 /// A column family: rows of one kind, with options of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -151,6 +151,10 @@ pub trait Engine: Reader {
     /// Rewrites a range of a family, `None`: all of it, so that rows that were removed, or that nobody can read any more,
     /// take no space. Long: not for a thread that serves.
     fn compact(&self, family: Family, range: Option<Range<&[u8]>>) -> Result<()>;
+
+    /// Reads every row from disk, so that what is damaged there is found. `pace` is asked now and then, with the bytes that
+    /// were read, and may take its time; returns false when it cancels.
+    fn scrub(&self, pace: &mut dyn FnMut(usize) -> Step) -> Result<bool>;
 
     /// Lets rows of a keyspace's state go that cannot be read at `gc` or later ([`crate::cell::is_readable`]): they are
     /// dropped whenever files are rewritten, for good. `gc` must be persisted as the shard's, so that no crash takes the

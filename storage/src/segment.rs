@@ -20,7 +20,16 @@ mod read;
 mod write;
 
 pub(crate) use self::{blocks::BLOCK_BYTES, files::failed, files::sync_folders, merge::merge, read::SegmentFile};
-pub use self::{files::SegmentFiles, merge::Step, read::SegmentScan, write::SegmentWriter};
+pub use self::{files::SegmentFiles, read::SegmentScan, write::SegmentWriter};
+
+/// What long work does after a piece of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Goes on.
+    On,
+    /// Ends, and leaves nothing.
+    Cancel,
+}
 
 /// The newest format of a segment that this version knows.
 pub const FORMAT_VERSION: u32 = 1;

@@ -36,7 +36,7 @@ use galoo_storage::{
     engine::{Direction, Engine, memory::MemoryEngine, rocks, rocks::RocksEngine},
     key::Selection,
     properties,
-    segment::SegmentFiles,
+    segment::{self, SegmentFiles},
     shard::{Checksum, Shard},
     view::{Column, EventFilter, Source, View},
 };
@@ -544,6 +544,21 @@ fn a_flipped_bit_is_an_error_wherever_it_is() {
         let error = Checksum::of(&view).expect_err("a flipped bit").to_string();
         assert!(error.contains("corrupt segment at offset 0 of") && error.contains(".parquet"), "{error}");
     }
+    // A file that was read before is found by the scrubber alone; from then on it is not read.
+    let mut bad = good.clone();
+    bad[70] ^= 1;
+    std::fs::write(&path, &good).expect("writes");
+    let files = Arc::new(SegmentFiles::new(folder.path()).expect("folder"));
+    let view = View::open(world.engine.snapshot(), KEYSPACE, files.clone()).expect("opens").expect("there");
+    let scrub = || files.scrub(KEYSPACE, &record, &mut |_| segment::Step::On);
+    assert_eq!(Checksum::of(&view).expect("sums"), before);
+    assert!(scrub().expect("is whole") && files.damaged().is_empty());
+    std::fs::write(&path, &bad).expect("writes");
+    let error = scrub().expect_err("a flipped bit").to_string();
+    assert!(error.contains("corrupt segment at offset 0 of"), "{error}");
+    assert_eq!(Checksum::of(&view).expect_err("is quarantined").to_string(), error);
+    assert_eq!(files.damaged().len(), 1);
+
     std::fs::write(&path, &good[..good.len() - 1]).expect("writes");
     let files = Arc::new(SegmentFiles::new(folder.path()).expect("folder"));
     let view = View::open(world.engine.snapshot(), KEYSPACE, files.clone()).expect("opens").expect("there");

@@ -20,6 +20,7 @@ use crate::{
     merger,
     node::Node,
     protocols::{grpc, http},
+    scrubber,
     sql::NodeSql,
     telemetry,
 };
@@ -163,7 +164,8 @@ async fn serve(mut config: Config, insecure: bool, json: bool, queries: &Handle)
                 let limits = galoo_pg::PgLimits::default();
                 fronts.spawn_on(async move { Ok(galoo_pg::serve(pg_listener, sql, pg_stopped, limits).await?) }, queries);
                 let merging = merger::run(node.clone(), stopped.clone());
-                workers = Some(tokio::spawn(async { tokio::join!(compactor::run(node, stopped), merging) }));
+                let scrubbing = scrubber::run(node.clone(), stopped.clone());
+                workers = Some(tokio::spawn(async { tokio::join!(compactor::run(node, stopped), merging, scrubbing) }));
                 door.serve();
                 announce("ready", &config, json);
                 tokio::select! {

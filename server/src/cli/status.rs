@@ -34,7 +34,7 @@ pub(super) async fn status(args: StatusArgs) -> Result<(), Failure> {
         return output::line(json!({
             "version": status.version, "cluster_id": status.cluster_id, "node_id": status.node_id,
             "grpc": status.grpc_addr, "pg": status.pg_addr, "http": status.http_addr,
-            "games": games, "nodes": nodes.collect::<Vec<_>>(), "shards": shards.collect::<Vec<_>>(),
+            "damaged": status.damaged, "games": games, "nodes": nodes.collect::<Vec<_>>(), "shards": shards.collect::<Vec<_>>(),
         }));
     }
     output::line(format_args!("galoo {}  cluster {}  node n{}", status.version, status.cluster_id, status.node_id))?;
@@ -45,6 +45,7 @@ pub(super) async fn status(args: StatusArgs) -> Result<(), Failure> {
         [vec![format!("n{}", node.id), node.grpc_addr, node.pg_addr, state.to_owned()], counts.to_vec()].concat()
     });
     output::table(&["node", "grpc", "pg", "state", "replicas", "leads", "lag"], nodes)?;
+    status.damaged.iter().try_for_each(|damage| output::line(format_args!("\ndamaged here: {damage}")))?;
     output::line("")?;
     let rows = status.shards.into_iter().map(|shard| {
         vec![

@@ -12,7 +12,7 @@ use super::{
     Change, Direction, Engine, Family, Reader, Rows, WriteBatch,
     gc::{GcTimes, Held},
 };
-use crate::{Result, cell, key};
+use crate::{Result, cell, key, segment::Step};
 
 type Table = BTreeMap<(Family, Vec<u8>), Vec<u8>>;
 
@@ -145,6 +145,10 @@ impl Engine for MemoryEngine {
             }
         }
         Ok(())
+    }
+
+    fn scrub(&self, _: &mut dyn FnMut(usize) -> Step) -> Result<bool> {
+        Ok(true)
     }
 
     fn set_gc_time(&self, keyspace: Keyspace, gc: Hlc) {

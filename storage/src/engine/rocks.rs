@@ -22,7 +22,7 @@ use super::{
     Change, Direction, Engine, Family, Reader, Rows, WriteBatch,
     gc::{GcTimes, Held},
 };
-use crate::{Error, Result, cell};
+use crate::{Error, Result, cell, segment::Step};
 
 type Db = DBWithThreadMode<MultiThreaded>;
 
@@ -56,6 +56,8 @@ impl From<rocksdb::Error> for Error {
     }
 }
 
+/// Bytes of rows that are scrubbed at a time.
+const SCRUB_BYTES: usize = 1 << 20;
 /// Files with state are rewritten at the latest when they are so old, so that what was deleted goes also where nobody
 /// writes any more.
 const REWRITE_SECONDS: u64 = 24 * 60 * 60;
@@ -252,6 +254,35 @@ impl Engine for RocksEngine {
         options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
         self.db.compact_range_cf_opt(&handle(&self.db, family), start, end, &options);
         Ok(())
+    }
+
+    fn scrub(&self, pace: &mut dyn FnMut(usize) -> Step) -> Result<bool> {
+        for family in Family::ALL {
+            let mut from = Some(Vec::new());
+            // An iterator keeps the files that it reads: each is for a moment.
+            while let Some(start) = from.take() {
+                let mut options = ReadOptions::default();
+                options.set_verify_checksums(true);
+                options.fill_cache(false);
+                let mut iterator = self.db.raw_iterator_cf_opt(&handle(&self.db, family), options);
+                iterator.seek(&start);
+                let mut bytes = 0;
+                while let Some((key, value)) = iterator.item() {
+                    if bytes >= SCRUB_BYTES {
+                        from = Some(key.to_vec());
+                        break;
+                    }
+                    bytes += key.len() + value.len();
+                    iterator.next();
+                }
+                iterator.status()?;
+                drop(iterator);
+                if pace(bytes) == Step::Cancel {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn set_gc_time(&self, keyspace: Keyspace, gc: Hlc) {

@@ -21,6 +21,7 @@ use parquet::{
     file::reader::{ChunkReader, Length},
 };
 
+use super::Step;
 use crate::{Error, Result};
 
 /// Bytes that one CRC covers.
@@ -40,6 +41,32 @@ pub(super) fn block_crcs(path: &Path, file: &File) -> Result<(u64, Vec<u32>)> {
         offset += bytes as u64;
     }
     Ok((length, crcs))
+}
+
+/// Reads a file that a segment's record describes from disk, whatever was checked before, and compares every block with its
+/// CRC. `pace` is asked before each block, with its bytes, and may take its time; returns false when it cancels.
+pub(super) fn scrub(path: &Path, record: &record::Segment, pace: &mut dyn FnMut(usize) -> Step) -> Result<bool> {
+    let failed = |source| Error::File { action: "read", path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let corrupt = |offset, reason| Err(Error::CorruptFile { what: "segment", path: path.to_owned(), offset, reason });
+    let length = file.metadata().map_err(failed)?.len();
+    if length != record.file_bytes {
+        return corrupt(length, format!("the file has {length} bytes, its record {}", record.file_bytes));
+    }
+    let mut block = vec![0; BLOCK_BYTES];
+    for (at, recorded) in (0u64..).zip(&record.block_crcs) {
+        let offset = at * BLOCK_BYTES as u64;
+        let bytes = BLOCK_BYTES.min(usize::try_from(length.saturating_sub(offset)).unwrap_or(BLOCK_BYTES));
+        if pace(bytes) == Step::Cancel {
+            return Ok(false);
+        }
+        file.read_exact_at(&mut block[..bytes], offset).map_err(failed)?;
+        let found = crc32fast::hash(&block[..bytes]);
+        if found != *recorded {
+            return corrupt(offset, format!("CRC {found:08x}, recorded {recorded:08x}"));
+        }
+    }
+    Ok(true)
 }
 
 /// An open file whose bytes are checked on first touch. Cheap to clone.

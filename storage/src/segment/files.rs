@@ -1,7 +1,7 @@
 //! The files of a node's segments: where they are, which are open, and which belong to nobody.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
     sync::{
@@ -12,7 +12,7 @@ use std::{
 
 use galoo_proto::{Keyspace, SegmentId, record};
 
-use super::read::SegmentFile;
+use super::{Step, blocks::scrub, read::SegmentFile};
 use crate::{Error, Result, lru::Lru};
 
 /// Segments that are kept open; beyond it the one used longest ago is closed (a reader that holds it goes on).
@@ -22,7 +22,24 @@ const OPEN_SEGMENTS_MAX: usize = 4_096;
 pub struct SegmentFiles {
     folder: PathBuf,
     open: Mutex<OpenFiles>,
+    /// Files that are damaged, each with what was found: they are not read.
+    quarantined: Mutex<BTreeMap<(Keyspace, SegmentId), Damage>>,
     reads: Arc<AtomicU64>,
+}
+
+/// What is wrong with a file.
+struct Damage {
+    what: &'static str,
+    path: PathBuf,
+    offset: u64,
+    reason: String,
+}
+
+impl Damage {
+    fn error(&self) -> Error {
+        let Self { what, path, offset, reason } = self;
+        Error::CorruptFile { what, path: path.clone(), offset: *offset, reason: reason.clone() }
+    }
 }
 
 type OpenFiles = Lru<(Keyspace, SegmentId), Arc<SegmentFile>>;
@@ -31,7 +48,12 @@ impl SegmentFiles {
     /// Takes the folder, which is made when it is missing.
     pub fn new(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))?;
-        Ok(Self { folder: folder.to_owned(), open: Mutex::new(Lru::new(OPEN_SEGMENTS_MAX)), reads: Arc::default() })
+        Ok(Self {
+            folder: folder.to_owned(),
+            open: Mutex::new(Lru::new(OPEN_SEGMENTS_MAX)),
+            quarantined: Mutex::default(),
+            reads: Arc::default(),
+        })
     }
 
     /// Pieces of files that were read so far: pages, and what tells where they are.
@@ -47,12 +69,47 @@ impl SegmentFiles {
     /// Opens the file of a record, or returns it when it is open.
     pub(crate) fn open(&self, keyspace: Keyspace, record: &record::Segment) -> Result<Arc<SegmentFile>> {
         let id = SegmentId(record.id);
+        if let Some(damage) = self.lock_quarantined().get(&(keyspace, id)) {
+            return Err(damage.error());
+        }
         if let Some(file) = self.lock().get(&(keyspace, id)) {
             return Ok(file.clone());
         }
         let file = Arc::new(SegmentFile::open(&self.path(keyspace, id), record, self.reads.clone())?);
         self.lock().put((keyspace, id), file.clone(), 1);
         Ok(file)
+    }
+
+    /// Reads a segment's file from disk and compares every block with its CRC; one that is damaged is read no more.
+    ///
+    /// `pace` is asked before each block, with its bytes, and may take its time. Returns false when it cancels.
+    ///
+    /// # Errors
+    /// [`Error::CorruptFile`] names the file and the offset of the first block that is not what was written.
+    pub fn scrub(
+        &self,
+        keyspace: Keyspace,
+        record: &record::Segment,
+        pace: &mut dyn FnMut(usize) -> Step,
+    ) -> Result<bool> {
+        let id = SegmentId(record.id);
+        let scrubbed = scrub(&self.path(keyspace, id), record, pace);
+        if let Err(Error::CorruptFile { what, path, offset, reason }) = &scrubbed {
+            let damage = Damage { what, path: path.clone(), offset: *offset, reason: reason.clone() };
+            self.lock_quarantined().insert((keyspace, id), damage);
+            self.lock().retain(|open| *open != (keyspace, id));
+        }
+        scrubbed
+    }
+
+    /// The files that are damaged, as errors.
+    pub fn damaged(&self) -> Vec<(Keyspace, SegmentId, Error)> {
+        let quarantined = self.lock_quarantined();
+        quarantined.iter().map(|((keyspace, id), damage)| (*keyspace, *id, damage.error())).collect()
+    }
+
+    fn lock_quarantined(&self) -> std::sync::MutexGuard<'_, BTreeMap<(Keyspace, SegmentId), Damage>> {
+        self.quarantined.lock().expect("a thread that held the damaged segments panicked")
     }
 
     /// Removes the files that `known` does not name: left by a crash before their record was durable.
@@ -80,6 +137,7 @@ impl SegmentFiles {
     /// Removes a segment's file, which no record names for good; a reader that has it open goes on.
     pub fn remove(&self, keyspace: Keyspace, segment: SegmentId) -> Result<()> {
         self.lock().retain(|open| *open != (keyspace, segment));
+        self.lock_quarantined().remove(&(keyspace, segment));
         let path = self.path(keyspace, segment);
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path, source)),
@@ -90,6 +148,7 @@ impl SegmentFiles {
     /// Removes all files of a keyspace whose records are gone for good.
     pub fn remove_keyspace(&self, keyspace: Keyspace) -> Result<()> {
         self.lock().retain(|(of, _)| *of != keyspace);
+        self.lock_quarantined().retain(|(of, _), _| *of != keyspace);
         let folder = self.folder.join(keyspace.to_string());
         match fs::remove_dir_all(&folder) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("remove", &folder, source)),

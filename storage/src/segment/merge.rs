@@ -12,7 +12,7 @@ use galoo_proto::{SegmentId, limits::PROPERTIES_MAX, record};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use super::{
-    FORMAT_VERSION, PropertyTag, names,
+    FORMAT_VERSION, PropertyTag, Step, names,
     read::SegmentFile,
     write::{FileWriter, Packing},
 };
@@ -133,15 +133,6 @@ impl Input {
     fn head(&self) -> (u64, &str, i64, u64) {
         self.order.at(self.row)
     }
-}
-
-/// What a merge does between two batches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Goes on.
-    On,
-    /// Ends, and leaves nothing.
-    Cancel,
 }
 
 /// Writes the segment that holds what adjacent segments hold, and returns its record; `None` when it was cancelled.

@@ -13,6 +13,7 @@ use galoo_proto::{Hlc, Keyspace, command::Outcome};
 use galoo_storage::{
     Result,
     engine::{Direction, Engine, Family, Reader, Rows, WriteBatch, memory::MemoryEngine},
+    segment::Step,
     shard::Checksum,
 };
 use proptest::prelude::*;
@@ -52,6 +53,10 @@ impl Engine for Flushing {
 
     fn compact(&self, family: Family, range: Option<Range<&[u8]>>) -> Result<()> {
         self.memory.compact(family, range)
+    }
+
+    fn scrub(&self, pace: &mut dyn FnMut(usize) -> Step) -> Result<bool> {
+        self.memory.scrub(pace)
     }
 
     fn set_gc_time(&self, keyspace: Keyspace, gc: Hlc) {

@@ -7,8 +7,11 @@ use galoo_storage::view::{Condition, Scalar, Test};
 
 use super::*;
 
+/// Whether a condition holds of an event with these properties.
+type Holds = fn(&serde_json::Value) -> bool;
+
 /// Conditions, each with what it says of an event's properties.
-fn conditions() -> Vec<(Condition, fn(&serde_json::Value) -> bool)> {
+fn conditions() -> Vec<(Condition, Holds)> {
     let of = |property: &str, test| Condition { property: property.to_owned(), test };
     let text = |text: &str| Scalar::String(text.to_owned());
     vec![

@@ -80,6 +80,7 @@ impl Admin for AdminService {
         // A node that waits for its cluster has no more to tell.
         if self.0.begun().is_some() {
             let node = self.0.starting_node()?.clone();
+            status.damaged = node.damaged();
             status.games = node.games().into_iter().map(game).collect();
             let local = node.clone();
             let shards = tokio::task::spawn_blocking(move || local.shard_status()).await;
