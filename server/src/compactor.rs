@@ -1,6 +1,7 @@
 //! Carries out what [`galoo_storage::compaction::choose`] chooses, one shard after the other, and lets the log go.
 
 use std::{
+    ops::Range,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -28,6 +29,8 @@ const SWEEP_DELAY: Duration = Duration::from_secs(10);
 
 /// Between two sweeps of ranges in which reads passed many cells that nobody can read any more.
 const SPARSE_DELAY: Duration = Duration::from_secs(5);
+/// One that was swept is left alone for so long: what a living read or a flush that is due keeps is not gone at once.
+const SPARSE_AGAIN: Duration = Duration::from_secs(600);
 
 /// After a segment was built while callers write, building rests for so many times as long as it took: on a machine
 /// whose cores share their caches and units, a thread that only uses what is left slows the others down too.
@@ -90,7 +93,7 @@ struct Done {
 /// Works until `stopped` resolves.
 pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool>) {
     let (mut dead_bytes, mut dropped_at) = (0, Instant::now());
-    let mut swept_at = Instant::now();
+    let mut swept = Vec::new();
     let mut flushed_at_bytes = 0;
     let mut pace = Pace::new(Instant::now());
     loop {
@@ -118,13 +121,14 @@ pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool
                 Err(failure) => warn!(%failure, "the engine's files could not be rewritten"),
             }
         }
-        if swept_at.elapsed() >= SPARSE_DELAY
+        swept.retain(|(_, at): &(Range<Vec<u8>>, Instant)| at.elapsed() < SPARSE_AGAIN);
+        if swept.last().is_none_or(|(_, at)| at.elapsed() >= SPARSE_DELAY)
             && let Some(range) = node.sparse().take()
+            && !swept.iter().any(|(known, _)| *known == range)
         {
+            swept.push((range.clone(), Instant::now()));
             let engine = node.engine().clone();
-            let swept = spawn_blocking(move || engine.compact(Family::Cells, Some(&range.start..&range.end))).await;
-            swept_at = Instant::now();
-            match swept {
+            match spawn_blocking(move || engine.compact(Family::Cells, Some(&range.start..&range.end))).await {
                 Ok(Ok(())) => debug!("swept a player's cells that nobody can read any more"),
                 Ok(Err(failure)) => warn!(%failure, "the engine's files could not be rewritten"),
                 Err(failure) => warn!(%failure, "the engine's files could not be rewritten"),

@@ -2,6 +2,7 @@
 //! leaves; beside the compactor, so that a long merge holds up neither sealing nor rollups.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
@@ -22,6 +23,11 @@ use crate::node::Node;
 
 /// Between two rounds over the shards in which nothing was merged.
 const ROUND: Duration = Duration::from_secs(1);
+/// Bytes of old files that wait to be removed at which no further merge begins.
+const RETIRED_BYTES_MAX: u64 = 4 << 30;
+/// A shard whose merge failed is left alone for so long.
+const FAILED_DELAY: Duration = Duration::from_secs(60);
+
 /// While callers write, a merge rests for so many times as long as it works: a twentieth of a core.
 const REST: u32 = 19;
 /// The same for a merge that somebody asked for: a quarter.
@@ -32,16 +38,28 @@ const REST_MAX: Duration = Duration::from_millis(250);
 /// Works until `stopped` resolves.
 pub async fn run(node: Arc<Node>, mut stopped: watch::Receiver<bool>) {
     let mut retired = Retired::default();
+    // Shards whose merge failed, with when it is tried again.
+    let mut failed: HashMap<ShardId, Instant> = HashMap::new();
     loop {
         let mut merged = false;
+        let now = Instant::now();
+        failed.retain(|_, again_at| *again_at > now);
         for (shard, keyspace) in node.open_shards() {
+            // What is merged is there twice until its old files go.
+            if failed.contains_key(&shard) || retired.bytes() > RETIRED_BYTES_MAX || node.disk_room().is_err() {
+                continue;
+            }
             match merge(&node, shard, keyspace, &stopped).await {
                 Ok(Some(segments)) => {
                     retired.add(node.engine().as_ref(), keyspace, &segments, Instant::now());
                     merged = true;
                 }
                 Ok(None) => {}
-                Err(failure) => warn!(%shard, %failure, "segments could not be merged; it is tried again"),
+                Err(failure) => {
+                    warn!(%shard, %failure, again_in = ?FAILED_DELAY, "segments could not be merged; it is tried again");
+                    node.eager().failed(shard);
+                    failed.insert(shard, Instant::now() + FAILED_DELAY);
+                }
             }
         }
         if let Err(failure) = sweep(&node, &mut retired).await {
@@ -70,7 +88,11 @@ async fn merge(
     let (mut segments, mut is_built) = (Vec::new(), true);
     for source in view.sources()? {
         match source {
-            Source::Segment(segment) => segments.push(record::Segment::clone(segment)),
+            // What came since is not meant, or it would never end.
+            Source::Segment(segment) if eager_through.is_none_or(|through| segment.first_seq <= through.0) => {
+                segments.push(record::Segment::clone(segment));
+            }
+            Source::Segment(_) => {}
             Source::Chunk(_) => is_built &= eager_through.is_none_or(|through| source.first_seq() > through),
         }
     }
@@ -78,8 +100,8 @@ async fn merge(
     drop(view);
     let eagerness = if eager_through.is_some() { Eagerness::Always } else { Eagerness::WhenMany };
     let Some(chosen) = choose_merge(&node.config().compaction, &segments, eagerness) else {
-        if is_built {
-            node.eager().done(shard);
+        if let Some(through) = eager_through.filter(|_| is_built) {
+            node.eager().done(shard, through);
         }
         return Ok(None);
     };
@@ -127,8 +149,9 @@ async fn sweep(node: &Arc<Node>, retired: &mut Retired) -> anyhow::Result<()> {
         return Ok(());
     }
     if retired.wants_flush(Instant::now()) {
-        let engine = node.engine().clone();
+        let (engine, count) = (node.engine().clone(), retired.len());
         spawn_blocking(move || engine.flush()).await??;
+        retired.flushed(count);
     }
     let removed = retired.sweep(node.engine().as_ref(), node.files())?;
     if removed > 0 {

@@ -269,6 +269,11 @@ impl Node {
         &self.config
     }
 
+    /// Whether there is room on the disk for more than what is stored.
+    pub fn disk_room(&self) -> Result<(), DiskFull> {
+        self.disk.room()
+    }
+
     /// Shards that somebody asked to compact.
     pub fn eager(&self) -> &Eager {
         &self.eager

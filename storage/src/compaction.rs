@@ -108,15 +108,23 @@ pub fn choose(policy: &Policy, open: &record::Chunk, chunks: &[record::Chunk], n
 /// The shortest step of a garbage collection time: each is a command of its own.
 const GC_STEP_MS_MIN: u64 = 1_000;
 
+/// The step where nothing changes but that values expire.
+const EXPIRY_STEP_MS: u64 = 3_600_000;
+
 /// Returns where to move a shard's garbage collection time (on the leader), if it is to be moved.
 ///
 /// It follows `now` at the distance of the history that is kept, in steps of an eighth of it. A shard whose state nobody
-/// changes is left alone once its history is over and everything in it has expired that ever will.
+/// changes is left alone once its history is over, but for an hourly step until everything in it has expired that will.
 pub fn gc_time(policy: &Policy, state: &record::ShardState, now: Hlc) -> Option<Hlc> {
     let to_ms = now.millis().checked_sub(policy.history_ms)?;
-    let step_ms = (policy.history_ms / 8).max(GC_STEP_MS_MIN);
-    let is_due = to_ms >= Hlc(state.gc_hlc).millis() + step_ms;
-    (is_due && state.state_hlc.max(state.expires_hlc) > state.gc_hlc).then(|| Hlc::from_millis(to_ms))
+    let step_ms = if state.state_hlc > state.gc_hlc {
+        (policy.history_ms / 8).max(GC_STEP_MS_MIN)
+    } else if state.expires_hlc > state.gc_hlc {
+        EXPIRY_STEP_MS
+    } else {
+        return None;
+    };
+    (to_ms >= Hlc(state.gc_hlc).millis() + step_ms).then(|| Hlc::from_millis(to_ms))
 }
 
 /// Writes the file of a segment of the chunks `first..=last` of a view and returns its record. Holds them in memory.
@@ -281,14 +289,9 @@ mod tests {
     fn garbage_collection_follows_in_steps_and_rests_where_nothing_changes() {
         let policy = Policy { history_ms: 80_000, ..Policy::default() };
         let next = |gc_ms, changed_ms, now_ms| {
-            let of = |changed_ms, expires_ms| {
-                let (gc_hlc, state_hlc) = (Hlc::from_millis(gc_ms).0, Hlc::from_millis(changed_ms).0);
-                let expires_hlc = Hlc::from_millis(expires_ms).0;
-                let state = record::ShardState { gc_hlc, state_hlc, expires_hlc, ..Default::default() };
-                gc_time(&policy, &state, Hlc::from_millis(now_ms)).map(Hlc::millis)
-            };
-            assert_eq!(of(changed_ms, 0), of(0, changed_ms), "what expires is a change");
-            of(changed_ms, 0)
+            let (gc_hlc, state_hlc) = (Hlc::from_millis(gc_ms).0, Hlc::from_millis(changed_ms).0);
+            let state = record::ShardState { gc_hlc, state_hlc, ..Default::default() };
+            gc_time(&policy, &state, Hlc::from_millis(now_ms)).map(Hlc::millis)
         };
         assert_eq!(next(0, 5_000, 79_999), None, "younger than its history");
         assert_eq!(next(0, 5_000, 89_999), None, "less than a step");
@@ -296,6 +299,12 @@ mod tests {
         assert_eq!(next(10_000, 5_000, 900_000), None, "nothing changed since");
         assert_eq!(next(10_000, 10_001, 900_000), Some(820_000));
         assert_eq!(next(0, 0, 900_000), None, "there is no state");
+        let expiring = |now_ms| {
+            let expires_hlc = Hlc::from_millis(10_000_000).0;
+            let state = record::ShardState { expires_hlc, ..Default::default() };
+            gc_time(&policy, &state, Hlc::from_millis(now_ms)).map(Hlc::millis)
+        };
+        assert_eq!((expiring(3_679_999), expiring(3_680_000)), (None, Some(3_600_000)), "once an hour");
     }
 
     #[test]

@@ -216,6 +216,12 @@ impl World {
         }
     }
 
+    fn flush(&mut self) {
+        let count = self.retired.len();
+        self.engine.flush().expect("flushes");
+        self.retired.flushed(count);
+    }
+
     /// Builds a segment of each sealed chunk.
     fn build_each(&mut self) {
         let view = self.view();
@@ -446,7 +452,7 @@ fn run(steps: &[Step], world: &mut World) -> Model {
             }
             Step::Cover if world.log.is_empty() => {}
             Step::Cover => rollups::cover_all(&world.view(), &world.engine, &model.rollups),
-            Step::Flush => world.engine.flush().expect("flushes"),
+            Step::Flush => world.flush(),
             Step::Crash => {
                 world.crash();
                 older = None;

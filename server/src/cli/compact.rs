@@ -44,6 +44,11 @@ pub(super) async fn compact(args: CompactArgs) -> Result<(), Failure> {
             *told = client.compact(&args.game, false).await?;
         }
     }
+    let failed: u64 = told.iter().map(|told| told.shards_failed).sum();
+    if failed > 0 {
+        let said = "replicas could not be compacted; their nodes' logs say why";
+        return Err(Failure::Failed(anyhow::anyhow!("{failed} {said}")));
+    }
     if args.connection.json {
         let object = |(node, told): (&galoo_proto::admin::NodeAddr, &CompactResponse)| {
             json!({

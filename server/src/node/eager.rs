@@ -10,28 +10,51 @@ use galoo_storage::view::{Source, View};
 
 use super::{Node, NodeError};
 
-/// The shards of this node that are at it, each with the last event that is meant.
+/// The shards of this node that are at it.
 #[derive(Debug, Default)]
-pub struct Eager(Mutex<BTreeMap<ShardId, Seq>>);
+pub struct Eager(Mutex<BTreeMap<ShardId, State>>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Up to this event.
+    Through(Seq),
+    /// It failed since it was last asked for.
+    Failed,
+}
 
 impl Eager {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ShardId, Seq>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ShardId, State>> {
         self.0.lock().expect("nobody panics with the shards in hand")
     }
 
     /// Compacts a shard up to an event.
     pub fn begin(&self, shard: ShardId, through: Seq) {
-        self.lock().insert(shard, through);
+        self.lock().insert(shard, State::Through(through));
     }
 
     /// Up to which event the shard is to be compacted, if it is.
     pub fn through(&self, shard: ShardId) -> Option<Seq> {
-        self.lock().get(&shard).copied()
+        match self.lock().get(&shard) {
+            Some(State::Through(through)) => Some(*through),
+            Some(State::Failed) | None => None,
+        }
     }
 
-    /// Nothing is left to do for a shard.
-    pub fn done(&self, shard: ShardId) {
-        self.lock().remove(&shard);
+    /// Nothing is left to do for a shard up to an event.
+    pub fn done(&self, shard: ShardId, through: Seq) {
+        let mut shards = self.lock();
+        if shards.get(&shard) == Some(&State::Through(through)) {
+            shards.remove(&shard);
+        }
+    }
+
+    /// It failed for a shard; nothing where it was not asked for.
+    pub fn failed(&self, shard: ShardId) {
+        self.lock().entry(shard).and_modify(|state| *state = State::Failed);
+    }
+
+    fn has_failed(&self, shard: ShardId) -> bool {
+        self.lock().get(&shard) == Some(&State::Failed)
     }
 }
 
@@ -56,6 +79,7 @@ impl Node {
     pub async fn compacting(&self, game: &str) -> Result<CompactResponse, NodeError> {
         let mut told = CompactResponse::default();
         for view in self.replicas(game).await? {
+            told.shards_failed += u64::from(self.eager.has_failed(view.shard()));
             told.shards_left += u64::from(self.eager.through(view.shard()).is_some());
             for source in view.sources()? {
                 if let Source::Segment(segment) = source {

@@ -116,7 +116,7 @@ impl Node {
     pub async fn get(&self, request: &GetRequest) -> Result<Vec<Cell>, NodeError> {
         validate::get(request)?;
         let view = self.player_view(&request.game, &request.player_id).await?;
-        if let query @ CellQuery { selection: Selection::Cell(..), .. } = query(request) {
+        if let query @ CellQuery { selection: Selection::Cell(..), versions: 1, .. } = query(request) {
             return Ok(view.cells(&request.player_id, &query)?);
         }
         let request = request.clone();

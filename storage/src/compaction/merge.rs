@@ -80,7 +80,8 @@ pub fn merge_segments(
     let Some(id) = merged_id(segments) else { return Ok(None) };
     let mut inputs = Vec::with_capacity(segments.len());
     for segment in segments {
-        inputs.push((segment.clone(), files.open(keyspace, segment)?));
+        // Opened anew: what was checked long ago is checked again before its file goes.
+        inputs.push((segment.clone(), files.open_anew(keyspace, segment)?));
     }
     merge(&inputs, &files.path(keyspace, id), id, pace)
 }
@@ -132,6 +133,8 @@ struct RetiredFile {
     /// Snapshots before it may name the file.
     mark: u64,
     since: Instant,
+    /// That no row names the file survives a crash.
+    flushed: bool,
 }
 
 impl Retired {
@@ -144,12 +147,18 @@ impl Retired {
             bytes: segment.file_bytes,
             mark,
             since: now,
+            flushed: false,
         }));
     }
 
     /// Files that wait.
     pub fn len(&self) -> usize {
         self.files.len()
+    }
+
+    /// Their bytes.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
     }
 
     /// Whether no file waits.
@@ -159,8 +168,16 @@ impl Retired {
 
     /// Whether the engine should be flushed, so that files can go.
     pub fn wants_flush(&self, now: Instant) -> bool {
-        let bytes: u64 = self.files.iter().map(|file| file.bytes).sum();
-        bytes >= FLUSH_BYTES || self.files.iter().any(|file| now.duration_since(file.since) >= FLUSH_DELAY)
+        let unflushed = || self.files.iter().filter(|file| !file.flushed);
+        let bytes: u64 = unflushed().map(|file| file.bytes).sum();
+        bytes >= FLUSH_BYTES || unflushed().any(|file| now.duration_since(file.since) >= FLUSH_DELAY)
+    }
+
+    /// A flush of the engine has ended that began when so many files waited.
+    ///
+    /// What is persisted of a single row does not tell: a flush that is under way may still bring back an older one.
+    pub fn flushed(&mut self, count: usize) {
+        self.files.iter_mut().take(count).for_each(|file| file.flushed = true);
     }
 
     /// Removes the files that no crash and no living snapshot leads back to; returns how many.
@@ -168,11 +185,10 @@ impl Retired {
         let before = self.files.len();
         let mut left = Vec::new();
         for file in std::mem::take(&mut self.files) {
-            let row = key::segment(file.keyspace, file.segment);
-            if engine.has_snapshot_before(file.mark) || engine.get_persisted(Family::Meta, &row)?.is_some() {
-                left.push(file);
-            } else {
+            if file.flushed && !engine.has_snapshot_before(file.mark) {
                 files.remove(file.keyspace, file.segment)?;
+            } else {
+                left.push(file);
             }
         }
         self.files = left;

@@ -69,15 +69,21 @@ impl SegmentFiles {
     /// Opens the file of a record, or returns it when it is open.
     pub(crate) fn open(&self, keyspace: Keyspace, record: &record::Segment) -> Result<Arc<SegmentFile>> {
         let id = SegmentId(record.id);
-        if let Some(damage) = self.lock_quarantined().get(&(keyspace, id)) {
-            return Err(damage.error());
-        }
         if let Some(file) = self.lock().get(&(keyspace, id)) {
             return Ok(file.clone());
         }
-        let file = Arc::new(SegmentFile::open(&self.path(keyspace, id), record, self.reads.clone())?);
+        let file = self.open_anew(keyspace, record)?;
         self.lock().put((keyspace, id), file.clone(), 1);
         Ok(file)
+    }
+
+    /// Opens the file of a record, of which nothing counts as checked.
+    pub(crate) fn open_anew(&self, keyspace: Keyspace, record: &record::Segment) -> Result<Arc<SegmentFile>> {
+        let id = SegmentId(record.id);
+        if let Some(damage) = self.lock_quarantined().get(&(keyspace, id)) {
+            return Err(damage.error());
+        }
+        Ok(Arc::new(SegmentFile::open(&self.path(keyspace, id), record, self.reads.clone())?))
     }
 
     /// Reads a segment's file from disk and compares every block with its CRC; one that is damaged is read no more.

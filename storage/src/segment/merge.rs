@@ -18,8 +18,10 @@ use super::{
 };
 use crate::{Error, Result, view::extra_members};
 
-/// Rows that are read of an input, and written, at a time.
-const BATCH_ROWS: usize = 8_192;
+/// Rows that are read of an input, and written, at a time, at most.
+const BATCH_ROWS_MAX: usize = 8_192;
+/// Values of all inputs' batches together, at most: fewer rows where there are many columns.
+const BATCH_VALUES_MAX: usize = 16 << 20;
 
 /// The columns of a merged segment.
 struct Columns {
@@ -113,10 +115,10 @@ struct Input {
 
 impl Input {
     /// Opens a segment; `None` when it has no rows.
-    fn open(file: &SegmentFile, columns: &Columns) -> Result<Option<Self>> {
+    fn open(file: &SegmentFile, columns: &Columns, rows: usize) -> Result<Option<Self>> {
         let (blocks, metadata) = file.reader();
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(blocks, metadata);
-        let mut batches = builder.with_batch_size(BATCH_ROWS).build()?;
+        let mut batches = builder.with_batch_size(rows).build()?;
         let Some(batch) = batches.next().transpose()? else { return Ok(None) };
         let batch = columns.align(&batch)?;
         Ok(Some(Self { batches, order: Order::of(&batch)?, batch, row: 0 }))
@@ -146,29 +148,15 @@ pub(crate) fn merge(
 ) -> Result<Option<record::Segment>> {
     let files: Vec<_> = inputs.iter().map(|(_, file)| file.clone()).collect();
     let columns = Columns::of(&files);
-    let mut open = Vec::with_capacity(inputs.len());
-    for file in &files {
-        open.extend(Input::open(file, &columns)?);
-    }
     let players = inputs.iter().map(|(record, _)| record.players).sum::<u64>();
     let mut writer = FileWriter::create(path, &columns.schema, Packing::Merged { players })?;
-    let mut rows = 0;
-    while !open.is_empty() {
-        if pace() == Step::Cancel {
+    let rows = match write_all(&mut writer, &files, &columns, pace) {
+        Ok(Some(rows)) => rows,
+        ended => {
             writer.cancel()?;
-            return Ok(None);
+            return ended.map(|_| None);
         }
-        let batch = next_batch(&mut open)?;
-        rows += batch.num_rows() as u64;
-        writer.write(&batch)?;
-        let mut kept = Vec::with_capacity(open.len());
-        for mut input in open {
-            if input.row < input.batch.num_rows() || input.refill(&columns)? {
-                kept.push(input);
-            }
-        }
-        open = kept;
-    }
+    };
     let (file_bytes, block_crcs) = writer.finish()?;
     let records = || inputs.iter().map(|(record, _)| record);
     let expected: u64 = records().map(|record| record.rows).sum();
@@ -192,10 +180,42 @@ pub(crate) fn merge(
     }))
 }
 
+/// Writes all rows in order and returns how many they are; `None` when it was cancelled.
+fn write_all(
+    writer: &mut FileWriter,
+    files: &[Arc<SegmentFile>],
+    columns: &Columns,
+    pace: &mut dyn FnMut() -> Step,
+) -> Result<Option<u64>> {
+    let values = columns.schema.fields().len() * files.len();
+    let batch_rows = (BATCH_VALUES_MAX / values.max(1)).clamp(1, BATCH_ROWS_MAX);
+    let mut open = Vec::with_capacity(files.len());
+    for file in files {
+        open.extend(Input::open(file, columns, batch_rows)?);
+    }
+    let mut rows = 0;
+    while !open.is_empty() {
+        if pace() == Step::Cancel {
+            return Ok(None);
+        }
+        let batch = next_batch(&mut open, batch_rows)?;
+        rows += batch.num_rows() as u64;
+        writer.write(&batch)?;
+        let mut kept = Vec::with_capacity(open.len());
+        for mut input in open {
+            if input.row < input.batch.num_rows() || input.refill(columns)? {
+                kept.push(input);
+            }
+        }
+        open = kept;
+    }
+    Ok(Some(rows))
+}
+
 /// Takes the next rows in order: until there are enough, or an input's batch ends.
-fn next_batch(open: &mut [Input]) -> Result<RecordBatch> {
-    let mut places: Vec<(usize, usize)> = Vec::with_capacity(BATCH_ROWS);
-    while places.len() < BATCH_ROWS {
+fn next_batch(open: &mut [Input], batch_rows: usize) -> Result<RecordBatch> {
+    let mut places: Vec<(usize, usize)> = Vec::with_capacity(batch_rows);
+    while places.len() < batch_rows {
         let (mut least, mut next) = (0, None);
         for at in 1..open.len() {
             if open[at].head() < open[least].head() {
@@ -208,7 +228,7 @@ fn next_batch(open: &mut [Input]) -> Result<RecordBatch> {
         let (from, rows) = (open[least].row, open[least].batch.num_rows());
         let mut row = from + 1;
         while row < rows
-            && row - from + places.len() < BATCH_ROWS
+            && row - from + places.len() < batch_rows
             && next.is_none_or(|next| open[least].order.at(row) < open[next].head())
         {
             row += 1;

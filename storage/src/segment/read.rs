@@ -184,6 +184,7 @@ impl SegmentFile {
                         ColumnType::Text => &[Bool, Int, Float, String, Json],
                     };
                     names.extend(tags.iter().map(|tag| tag.column(name)));
+                    names.push(names::EXTRA.to_owned());
                 }
             }
         }

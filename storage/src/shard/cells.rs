@@ -130,7 +130,12 @@ impl Turn<'_> {
         let mut drafts = Drafts::new();
         for (index, condition) in mutate.preconditions.iter().enumerate() {
             if is_of_row(condition) {
-                header = self.counted(&mutate.player_id, header)?;
+                let counted = self.counted(&mutate.player_id, header)?;
+                if counted != header {
+                    // Kept whatever becomes of the command: the next one need not count again.
+                    self.set(Family::Cells, row_key.clone(), counted.encode());
+                    header = counted;
+                }
             }
             if let Some(failed) = self.failed(&mut drafts, &mutate.player_id, header, condition)? {
                 return Ok(refused(Reason::PreconditionFailed, index, failed));

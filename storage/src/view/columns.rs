@@ -101,6 +101,30 @@ enum Builder {
     Bool(BooleanBuilder),
 }
 
+impl Builder {
+    fn of(column: &Column) -> Self {
+        match column.data_type() {
+            DataType::Timestamp(..) => Self::Time(TimestampMillisecondBuilder::new()),
+            DataType::Int64 => Self::Int(Int64Builder::new()),
+            DataType::UInt64 => Self::Unsigned(UInt64Builder::new()),
+            DataType::Float64 => Self::Float(Float64Builder::new()),
+            DataType::Boolean => Self::Bool(BooleanBuilder::new()),
+            _ => Self::Text(StringViewBuilder::new()),
+        }
+    }
+
+    fn finish(self) -> ArrayRef {
+        match self {
+            Self::Text(mut builder) => Arc::new(builder.finish()),
+            Self::Time(mut builder) => Arc::new(builder.finish()),
+            Self::Int(mut builder) => Arc::new(builder.finish()),
+            Self::Unsigned(mut builder) => Arc::new(builder.finish()),
+            Self::Float(mut builder) => Arc::new(builder.finish()),
+            Self::Bool(mut builder) => Arc::new(builder.finish()),
+        }
+    }
+}
+
 /// Collects rows of a chunk into columns.
 pub(super) struct RowColumns<'c> {
     columns: &'c [Column],
@@ -111,14 +135,7 @@ pub(super) struct RowColumns<'c> {
 
 impl<'c> RowColumns<'c> {
     pub(super) fn new(columns: &'c [Column]) -> Self {
-        let builders = columns.iter().map(|column| match column.data_type() {
-            DataType::Timestamp(..) => Builder::Time(TimestampMillisecondBuilder::new()),
-            DataType::Int64 => Builder::Int(Int64Builder::new()),
-            DataType::UInt64 => Builder::Unsigned(UInt64Builder::new()),
-            DataType::Float64 => Builder::Float(Float64Builder::new()),
-            DataType::Boolean => Builder::Bool(BooleanBuilder::new()),
-            _ => Builder::Text(StringViewBuilder::new()),
-        });
+        let builders = columns.iter().map(Builder::of);
         let properties_wanted = columns.iter().any(|column| matches!(column, Column::Property { .. }));
         Self { columns, builders: builders.collect(), properties_wanted, rows: 0 }
     }
@@ -172,17 +189,8 @@ impl<'c> RowColumns<'c> {
     }
 
     pub(super) fn finish(mut self) -> Result<RecordBatch> {
-        let arrays = self.builders.iter_mut().map(|builder| -> ArrayRef {
-            match builder {
-                Builder::Text(builder) => Arc::new(builder.finish()),
-                Builder::Time(builder) => Arc::new(builder.finish()),
-                Builder::Int(builder) => Arc::new(builder.finish()),
-                Builder::Unsigned(builder) => Arc::new(builder.finish()),
-                Builder::Float(builder) => Arc::new(builder.finish()),
-                Builder::Bool(builder) => Arc::new(builder.finish()),
-            }
-        });
-        batch(self.columns, arrays.collect(), self.rows)
+        let arrays = self.builders.drain(..).map(Builder::finish).collect();
+        batch(self.columns, arrays, self.rows)
     }
 }
 
@@ -252,6 +260,9 @@ pub(super) fn from_segment(columns: &[Column], found: &RecordBatch) -> Result<Re
 
 fn property(name: &str, column_type: ColumnType, found: &RecordBatch) -> Result<ArrayRef> {
     let rows = found.num_rows();
+    if let Some(extra) = found.column_by_name(names::EXTRA).filter(|extra| extra.null_count() < rows) {
+        return property_beside(name, column_type, found, extra.as_string_view());
+    }
     let stored = |tag: PropertyTag| found.column_by_name(&tag.column(name));
     let or_nulls = |tag: PropertyTag, data_type: &DataType| match stored(tag) {
         Some(array) => cast(array, data_type),
@@ -285,6 +296,35 @@ fn property(name: &str, column_type: ColumnType, found: &RecordBatch) -> Result<
             Arc::new(texts.finish())
         }
     })
+}
+
+/// A property of which some events may have the value in `extra`.
+fn property_beside(
+    name: &str,
+    column_type: ColumnType,
+    found: &RecordBatch,
+    extra: &arrow::array::StringViewArray,
+) -> Result<ArrayRef> {
+    let column = Column::Property { name: name.to_owned(), column_type };
+    let mut builder = Builder::of(&column);
+    let shredded = Shredded::of(name, found);
+    for row in 0..found.num_rows() {
+        match shredded.value(row) {
+            Some(value) => append_property(&mut builder, &value),
+            None if extra.is_valid(row) => {
+                let object = format!("{{{}}}", extra.value(row));
+                let read = properties::members(&object, &mut |member, raw| {
+                    if let Some(value) = Property::parse(raw).filter(|_| member == name) {
+                        append_property(&mut builder, &value);
+                    }
+                });
+                read.map_err(|error| Error::row("event properties", error))?;
+            }
+            None => {}
+        }
+        pad(&mut builder, row + 1);
+    }
+    Ok(builder.finish())
 }
 
 /// A property's columns in a segment, one a kind of value.

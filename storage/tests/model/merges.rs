@@ -1,5 +1,6 @@
 //! Segments that are merged hold what they held, and their files stay as long as anybody may be led back to them.
 
+use arrow::{array::AsArray, datatypes::Int64Type};
 use galoo_proto::{command::Seal, record, value::Event};
 use galoo_storage::{
     compaction::{Eagerness, Policy, choose_merge, commit_merge, merge_segments},
@@ -63,11 +64,28 @@ fn a_merge_of_more_properties_than_columns_loses_none() {
     };
     let mut world = world(folder.path(), &[batch(0), batch(1_000), batch(2_000), batch(0)]);
     let before = stored(&world);
+    let texts = |world: &World, name: &str| {
+        let property = Column::Property { name: name.to_owned(), column_type: properties::ColumnType::Text };
+        let (view, columns) = (world.view(), Arc::from([Column::Seq, property]));
+        let mut texts = BTreeMap::new();
+        for source in view.sources().expect("reads") {
+            for batch in view.source_batches(source, &columns, &Arc::default()).expect("reads") {
+                let batch = batch.expect("reads");
+                let (seqs, values) = (batch.column(0).as_primitive::<Int64Type>(), batch.column(1).as_string_view());
+                texts.extend(seqs.values().iter().copied().zip(values.iter().map(|text| text.map(str::to_owned))));
+            }
+        }
+        texts
+    };
+    let names = ["p0", "p998", "p2101", "p3490"];
+    let read_before = names.map(|name| texts(&world, name));
+    assert!(read_before.iter().all(|texts| texts.values().any(Option::is_some)));
     for _ in 0..2 {
         let all = segments(&world);
         let (first, then) = all.split_at(2);
         assert!(merge(&mut world, first));
         assert_eq!(stored(&world), before);
+        assert_eq!(names.map(|name| texts(&world, name)), read_before, "a column reads what has no column");
         if then.len() > 1 {
             assert!(merge(&mut world, then));
             assert_eq!(stored(&world), before);
@@ -91,11 +109,12 @@ fn files_stay_while_a_view_or_a_crash_leads_back_to_them() {
     assert!(merge(&mut world, &all));
     assert!(!merge(&mut world, &all), "they are merged already");
     let sweep = |world: &mut World| world.retired.sweep(world.engine.as_ref(), &world.files).expect("sweeps");
-    world.engine.flush().expect("flushes");
+    world.flush();
     assert_eq!(sweep(&mut world), 0, "a view may still open them");
     let read: Vec<_> = old.events_after(Seq(0), EventFilter::default()).map(|event| event.expect("reads")).collect();
     assert_eq!(read.len(), 8);
     drop(old);
+    assert!(!world.retired.wants_flush(std::time::Instant::now() + std::time::Duration::from_secs(3_600)));
     assert_eq!(sweep(&mut world), 4);
     assert_eq!(stored(&world), before);
     let path = |segment: &record::Segment| world.files.path(world.keyspace, galoo_proto::SegmentId(segment.id));
