@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use galoo_cluster::{META_GROUP, machine::Machine};
+use galoo_cluster::META_GROUP;
 use galoo_consensus::{GroupId, StateMachine};
-use galoo_proto::{GameId, Hlc, Keyspace, ShardId};
+use galoo_proto::{GameId, Hlc, Keyspace, ShardId, rollup::Rollup};
 use galoo_storage::{
     compaction::{self, Choice, Policy},
     engine::Family,
@@ -185,17 +185,8 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
                 pace.built(Instant::now(), started.elapsed());
                 let engine = node.engine().clone();
                 let rows = built.rows;
-                let committed = node
-                    .driver()
-                    .with_machine(GroupId(shard.0), move |machine| match machine {
-                        // A state that was pulled meanwhile is in another keyspace.
-                        Machine::Shard(shard) if shard.keyspace() == keyspace => {
-                            compaction::commit_segment(&engine, keyspace, &built)
-                        }
-                        _ => Ok(false),
-                    })
-                    .await;
-                let committed = committed.transpose()?.unwrap_or(false);
+                let commit = move || compaction::commit_segment(&engine, keyspace, &built);
+                let committed = node.commit(shard, keyspace, commit).await?;
                 if committed {
                     let built = chunks.iter().filter(|chunk| (first.0..=last.0).contains(&chunk.id));
                     done.dropped_bytes += built.map(|chunk| chunk.bytes).sum::<u64>();
@@ -212,38 +203,37 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
             Err(failure) => return Err(failure.into()),
         }
     }
+    let rollups = view.rollups()?;
     if node.leads(shard) {
         let game = GameId(view.state().game);
         let mut missing = node.missing_families(game, &view.families()?);
-        missing.extend(node.missing_rollups(game, &view.rollups()?));
+        missing.extend(node.missing_rollups(game, &rollups));
         for body in missing {
             node.tell_shard(shard, body).await?;
         }
     }
-    done.covered = keep_rollups(node, shard, keyspace, &view).await?;
+    done.covered = cover_next(node, shard, keyspace, &view, rollups).await?;
     Ok(done)
 }
 
 /// Covers the next source of each of a shard's rollups.
 ///
 /// Returns whether anything was covered.
-async fn keep_rollups(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, view: &View) -> anyhow::Result<bool> {
+async fn cover_next(
+    node: &Arc<Node>,
+    shard: ShardId,
+    keyspace: Keyspace,
+    view: &View,
+    rollups: Vec<Rollup>,
+) -> anyhow::Result<bool> {
     let mut covered = false;
-    for rollup in view.rollups()? {
+    for rollup in rollups {
         let definition = Definition::parse(&rollup)?;
         let view = view.clone();
         let started = Instant::now();
         let Some(cover) = spawn_blocking(move || cover::prepare(&view, &definition)).await?? else { continue };
         let (engine, through, cells) = (node.engine().clone(), cover.through, cover.cells());
-        let committed = node
-            .driver()
-            .with_machine(GroupId(shard.0), move |machine| match machine {
-                Machine::Shard(shard) if shard.keyspace() == keyspace => cover::commit(&engine, keyspace, cover),
-                _ => Ok(false),
-            })
-            .await
-            .transpose()?
-            .unwrap_or(false);
+        let committed = node.commit(shard, keyspace, move || cover::commit(&engine, keyspace, cover)).await?;
         debug!(%shard, rollup = rollup.name, through, cells, committed, took = ?started.elapsed(), "covered");
         covered |= committed;
     }

@@ -8,8 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use galoo_cluster::machine::Machine;
-use galoo_consensus::GroupId;
 use galoo_proto::{Keyspace, SegmentId, ShardId, record};
 use galoo_storage::{
     compaction::{Eagerness, Retired, choose_merge, commit_merge, merge_segments},
@@ -126,16 +124,8 @@ async fn merge(
     };
     let Some(merged) = spawn_blocking(work).await?? else { return Ok(None) };
     let (engine, inputs, record) = (node.engine().clone(), segments.clone(), merged.clone());
-    let committed = node
-        .driver()
-        .with_machine(GroupId(shard.0), move |machine| match machine {
-            // A state that was pulled meanwhile is in another keyspace.
-            Machine::Shard(shard) if shard.keyspace() == keyspace => commit_merge(&engine, keyspace, &inputs, &record),
-            _ => Ok(false),
-        })
-        .await
-        .transpose()?
-        .unwrap_or(false);
+    let commit = move || commit_merge(&engine, keyspace, &inputs, &record);
+    let committed = node.commit(shard, keyspace, commit).await?;
     let (count, bytes, took) = (segments.len(), merged.file_bytes, started.elapsed());
     debug!(%shard, count, rows = merged.rows, bytes, committed, ?took, "merged segments");
     if !committed {

@@ -269,6 +269,21 @@ impl Node {
         &self.config
     }
 
+    /// Commits what a worker made of a shard's content, between two commands; false where the shard is not in that keyspace
+    /// any more: its state was pulled anew meanwhile.
+    pub async fn commit(
+        &self,
+        shard: ShardId,
+        keyspace: Keyspace,
+        commit: impl FnOnce() -> galoo_storage::Result<bool> + Send + 'static,
+    ) -> galoo_storage::Result<bool> {
+        let in_place = move |machine: &mut Machine| match machine {
+            Machine::Shard(shard) if shard.keyspace() == keyspace => commit(),
+            _ => Ok(false),
+        };
+        self.driver.with_machine(GroupId(shard.0), in_place).await.unwrap_or(Ok(false))
+    }
+
     /// Whether there is room on the disk for more than what is stored.
     pub fn disk_room(&self) -> Result<(), DiskFull> {
         self.disk.room()

@@ -29,7 +29,7 @@ pub async fn run(node: Arc<Node>, mut stopped: watch::Receiver<bool>) {
     if rate == 0 {
         return;
     }
-    let mut delay = START_DELAY.min(PASS_INTERVAL);
+    let mut delay = START_DELAY;
     loop {
         tokio::select! {
             () = tokio::time::sleep(delay) => {}

@@ -9,6 +9,8 @@ mod merges;
 mod parts;
 #[path = "model/rollups.rs"]
 mod rollups;
+#[path = "model/rows.rs"]
+mod rows;
 #[path = "model/scans.rs"]
 mod scans;
 #[path = "model/state.rs"]
