@@ -13,7 +13,7 @@ use crate::{
     replica::{Replica, Written},
 };
 pub use crate::{
-    replica::{Refused, Role},
+    replica::{CutAbove, Refused, Role},
     snapshot::{Fetch, Limits, NotOffered, Offer},
 };
 
@@ -239,6 +239,43 @@ impl RaftLoop {
         if let Some(replica) = self.replicas.get_mut(&group) {
             replica.abandon();
         }
+    }
+
+    /// Keeps what is behind `index` in a group's log, or lets it go again: a state with it applied is on its way, to take the
+    /// place of the one here.
+    pub fn keep_from(&mut self, group: GroupId, index: Option<u64>) {
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.kept_from = index;
+        }
+    }
+
+    /// Puts the state at `place`, which has `index` applied and is durable, in the place of the one here, durably; it may be
+    /// older or newer. To be called between two turns.
+    ///
+    /// The member rests until [`RaftLoop::open`] with `index`; it then hands out again what comes behind. Returns the
+    /// proposals of which this node does not learn whether they are applied, or `None` while the index is not committed here
+    /// or a snapshot is on its way: nothing is done then. An offer ends without being told.
+    ///
+    /// # Errors
+    /// [`CutAbove`], when the log does not lead on from there any more.
+    pub fn relocate(
+        &mut self,
+        group: GroupId,
+        index: u64,
+        place: u64,
+    ) -> Result<Result<Option<Vec<Ticket>>, CutAbove>> {
+        assert!(self.turning.is_empty(), "INV-C1: {group} is moved while a turn is written");
+        let replica = self.replicas.get(&group).ok_or(Error::UnknownGroup(group))?;
+        match replica.leads_on_from(index) {
+            Err(cut) => return Ok(Err(cut)),
+            Ok(false) => return Ok(Ok(None)),
+            Ok(true) => {}
+        }
+        let replica = self.replicas.remove(&group).ok_or(Error::UnknownGroup(group))?;
+        let (record, tickets) = replica.close();
+        let record = GroupRecord { place, ..record };
+        self.log.write(&[(group, GroupWrite { record: Some(record), ..Default::default() })])?;
+        Ok(Ok(Some(tickets)))
     }
 
     /// The role of this node's member of a group.

@@ -80,6 +80,8 @@ pub(crate) struct Replica {
     installing: Option<u64>,
     /// Places whose state raft-rs did not need any more, not told yet.
     discarded: Vec<u64>,
+    /// What is behind this index stays in the log: a state with it applied is on its way.
+    pub(crate) kept_from: Option<u64>,
 }
 
 /// What a member is, for those who route to it.
@@ -175,6 +177,7 @@ impl Replica {
             held: None,
             installing: None,
             discarded: Vec::new(),
+            kept_from: None,
         };
         if sole {
             replica.node.campaign().map_err(|source| Error::Raft { group, source })?;
@@ -420,6 +423,24 @@ impl Replica {
         }
     }
 
+    /// Whether another state than the one here, with `index` applied, can take its place: the log leads on from there.
+    pub(crate) fn leads_on_from(&self, index: u64) -> Result<bool, CutAbove> {
+        let cut_index = self.node.store().record.cut_index;
+        if index < cut_index {
+            return Err(CutAbove { index, cut_index });
+        }
+        let is_idle = self.ready.is_none() && self.cut.is_none() && self.held.is_none() && self.installing.is_none();
+        Ok(is_idle && index <= self.node.raft.raft_log.committed)
+    }
+
+    /// Ends this member, until it is opened again; returns its record, and the proposals of which it learns nothing more.
+    pub(crate) fn close(mut self) -> (GroupRecord, Vec<Ticket>) {
+        let mut tickets: Vec<Ticket> = self.pending.drain(..).flat_map(|pending| pending.tickets).collect();
+        tickets.append(&mut self.waiting.tickets);
+        tickets.append(&mut self.dropped);
+        (self.node.store().record.clone(), tickets)
+    }
+
     /// The voters and the index that each is known to hold, as far as this leader can tell.
     fn voters(&self) -> Vec<(u64, u64)> {
         self.node.raft.prs().iter().map(|(voter, progress)| (*voter, progress.matched)).collect()
@@ -435,7 +456,7 @@ impl Replica {
             log.committed
         };
         let offered = self.node.store().standing.as_ref().map_or(u64::MAX, |standing| standing.offer.index);
-        let index = index.min(held).min(offered).min(self.applied);
+        let index = index.min(held).min(offered).min(self.kept_from.unwrap_or(u64::MAX)).min(self.applied);
         if index < start + entries_min {
             return Ok(());
         }
@@ -448,6 +469,16 @@ impl Replica {
         self.lag.cut(index);
         Ok(())
     }
+}
+
+/// The log does not reach back to where a state ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the log was cut at {cut_index}, above the state's {index}")]
+pub struct CutAbove {
+    /// What the state has applied.
+    pub index: u64,
+    /// Where the log begins.
+    pub cut_index: u64,
 }
 
 /// Why a proposal or read was not taken. Nothing was done.

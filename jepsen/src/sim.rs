@@ -73,6 +73,8 @@ pub struct Report {
     pub terms: u64,
     /// Snapshots that were installed.
     pub snapshots: u64,
+    /// States that were replaced by another node's, as if they were damaged.
+    pub rebuilds: u64,
     /// Nodes that crashed.
     pub crashes: u64,
 }

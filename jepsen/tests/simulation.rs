@@ -59,16 +59,18 @@ fn seeds_keep_all_promises() {
     let sum = |count: fn(&Report) -> u64| reports.iter().map(count).sum::<u64>();
     let [acknowledged, reads] = [sum(|report| report.acknowledged), sum(|report| report.reads)];
     let [terms, snapshots, crashes] = [sum(|one| one.terms), sum(|one| one.snapshots), sum(|one| one.crashes)];
+    let rebuilds = sum(|report| report.rebuilds);
     let (seeds, games) = (reports.len() as u64, sum(|report| report.games));
     println!(
         "{seeds} seeds: {games} games, {acknowledged} commands, {reads} reads, {terms} terms, {snapshots} snapshots, \
-         {crashes} crashes"
+         {rebuilds} rebuilds, {crashes} crashes"
     );
     if seeds >= 100 {
         // A simulation in which nothing happens proves nothing.
         assert!(acknowledged > 50 * seeds && reads > 10 * seeds && crashes > 3 * seeds, "too little happens");
         assert!(games > seeds, "too few games");
         assert!(terms > 3 * seeds && snapshots > seeds, "too few leaders or snapshots");
+        assert!(rebuilds > seeds, "too few states are replaced");
     }
 }
 

@@ -72,6 +72,17 @@ impl From<Refused> for DriveError {
     }
 }
 
+/// What became of putting one state in the place of another.
+#[derive(Debug)]
+pub enum Relocated {
+    /// It is there, or will be after a crash.
+    Done,
+    /// It cannot be done at this moment.
+    NotYet,
+    /// It cannot be done with this state, in words.
+    Never(String),
+}
+
 type Reply<T> = oneshot::Sender<Result<T, DriveError>>;
 /// Who waits for the commands of an entry, in order; empty where they were not proposed here.
 type Replies = Vec<Option<Reply<Answer>>>;
@@ -124,6 +135,23 @@ enum Input {
     /// A state could not be pulled.
     Abandon {
         group: GroupId,
+    },
+    /// What is behind an index stays in the log, or may go again.
+    Keep {
+        group: GroupId,
+        from: Option<u64>,
+    },
+    /// The state at the place is to take the place of the one here.
+    Relocate {
+        group: GroupId,
+        index: u64,
+        place: u64,
+        done: oneshot::Sender<Relocated>,
+    },
+    /// It has.
+    Reopen {
+        group: GroupId,
+        index: u64,
     },
     Stop,
 }
@@ -275,6 +303,18 @@ impl Driver {
     /// Tells that a state could not be pulled.
     pub fn abandon(&self, group: GroupId) {
         self.send(Input::Abandon { group });
+    }
+
+    /// Keeps what is behind `from` in the group's log, or lets it go again.
+    pub fn keep_from(&self, group: GroupId, from: Option<u64>) {
+        self.send(Input::Keep { group, from });
+    }
+
+    /// Puts a state that is durable in a keyspace of its own, with `index` applied, in the place of the one here.
+    pub async fn relocate(&self, group: GroupId, index: u64, place: u64) -> Relocated {
+        let (done, relocated) = oneshot::channel();
+        self.send(Input::Relocate { group, index, place, done });
+        relocated.await.unwrap_or(Relocated::Never("the node stops".to_owned()))
     }
 
     /// Lets the group's log go below what survives a crash.

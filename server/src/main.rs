@@ -10,6 +10,7 @@ mod driver;
 mod merger;
 mod node;
 mod protocols;
+mod repair;
 mod scrubber;
 mod sql;
 mod telemetry;

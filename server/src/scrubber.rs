@@ -1,7 +1,7 @@
 //! Reads everything that is stored, again and again at a set rate, so that damage is found before it is needed.
 //!
-//! A segment that is damaged is quarantined: reads of it fail with file and offset, whatever was checked before. What is
-//! damaged in the engine makes reads fail by itself.
+//! A segment that is damaged is quarantined: reads of it fail with file and offset, whatever was checked before, until its
+//! shard is rebuilt ([`crate::repair`]). What is damaged in the engine makes reads fail by itself.
 
 use std::{
     sync::Arc,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use galoo_proto::{Keyspace, ShardId};
-use galoo_storage::{Error, segment::Step, view::Source};
+use galoo_storage::{segment::Step, view::Source};
 use tokio::{sync::watch, task::spawn_blocking};
 use tracing::{debug, error, warn};
 
@@ -99,8 +99,8 @@ fn segments(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, take: &mut dyn
         Ok(sources) => sources
             .iter()
             .filter_map(|source| match source {
-                Source::Segment(segment) => Some(segment.clone()),
-                Source::Chunk(_) => None,
+                Source::Segment(segment) if source.rows() > 0 => Some(segment.clone()),
+                _ => None,
             })
             .collect(),
     };
@@ -110,24 +110,8 @@ fn segments(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, take: &mut dyn
         match node.files().scrub(keyspace, &segment, take) {
             Ok(true) => {}
             Ok(false) => return false,
-            // It was merged meanwhile, or its keyspace was left.
-            Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
-            Err(failure) => {
-                metrics::counter!("galoo_damage_found_total").increment(1);
-                let (first, last) = (segment.first_seq, segment.last_seq);
-                error!(%shard, first, last, %failure, "a segment is damaged and not read any more: its events are on the other replicas");
-            }
+            Err(failure) => debug!(%shard, %failure, "found by scrubbing"),
         }
     }
     true
-}
-
-impl Node {
-    /// What is damaged here, with the shard.
-    pub fn damaged(&self) -> Vec<String> {
-        let shards = self.open_shards();
-        let of = |keyspace: Keyspace| shards.iter().find(|(_, open)| *open == keyspace).map(|(shard, _)| *shard);
-        let damaged = self.files().damaged().into_iter();
-        damaged.filter_map(|(keyspace, _, error)| Some(format!("{}: {error}", of(keyspace)?))).collect()
-    }
 }

@@ -134,6 +134,7 @@ impl World {
         }
         self.apply(at);
         self.pull_on(at);
+        self.relocate(at);
         self.tend(at);
         Ok(())
     }
@@ -244,9 +245,10 @@ impl World {
         }
     }
 
-    /// Flushes, drops what nobody can read, cuts the logs, and hands over leaderships, by chance.
+    /// Flushes, drops what nobody can read, cuts the logs, hands over leaderships, and replaces states, by chance.
     fn tend(&mut self, at: usize) {
         let (flush, hand_over) = (self.chance.one_in(40), self.faults && self.chance.one_in(1_500));
+        let damaged = self.faults && self.chance.one_in(600);
         let to = 1 + self.chance.below(NODES);
         let node = &mut self.nodes[at];
         let Some(process) = &mut node.process else { return };
@@ -262,6 +264,9 @@ impl World {
         }
         if hand_over && to != node.id {
             process.machines.keys().for_each(|group| process.raft.transfer_leader(*group, to));
+        }
+        if damaged && to != node.id {
+            self.rebuild(at, usize::try_from(to - 1).unwrap_or_default());
         }
     }
 }

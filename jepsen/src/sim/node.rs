@@ -36,7 +36,12 @@ use prost::Message;
 use raft::eraftpb::{Entry, HardState};
 use tokio::sync::watch;
 
-use super::{Bug, NODES, Violation, clients::Operation, oracle::Seen, pull::Pull};
+use super::{
+    Bug, NODES, Violation,
+    clients::Operation,
+    oracle::Seen,
+    pull::{Pull, Rebuild},
+};
 
 pub(crate) const META: GroupId = GroupId(META_GROUP);
 /// How many shards each game is asked for.
@@ -122,6 +127,7 @@ pub(crate) struct Process {
     pub(crate) waiting: Vec<(GroupId, u64, Asker, usize)>,
     pub(crate) exports: BTreeMap<u64, (GroupId, Export)>,
     pub(crate) pulls: BTreeMap<GroupId, Pull>,
+    pub(crate) rebuilds: Vec<Rebuild>,
     pub(crate) next_tick: u64,
 }
 
@@ -175,6 +181,7 @@ impl Node {
             waiting: Vec::new(),
             exports: BTreeMap::new(),
             pulls: BTreeMap::new(),
+            rebuilds: Vec::new(),
             next_tick: 0,
         });
         self.reconcile();

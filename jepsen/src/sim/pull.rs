@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use galoo_consensus::{
     GroupId, StateMachine,
+    log_store::GroupRecord,
     raft_loop::{Fetch, Offer},
 };
 use galoo_proto::{Keyspace, ShardId};
@@ -23,6 +24,14 @@ use super::{
 const BLOCK_BYTES: usize = 2_000;
 const RETRY_MS: u64 = 400;
 const TRIES_MAX: u64 = 6;
+
+/// A state that is to take the place of another.
+pub(crate) struct Rebuild {
+    group: GroupId,
+    index: u64,
+    place: Keyspace,
+    at: u64,
+}
 
 /// A state on its way into a fresh place.
 pub(crate) struct Pull {
@@ -50,6 +59,55 @@ impl World {
         if process.raft.offer(group, offer).is_ok() {
             process.exports.insert(number, (group, export.with_block_bytes(BLOCK_BYTES)));
         }
+    }
+
+    /// Replaces the state of a group by another node's, as if it was found damaged; by chance it is pulled long before.
+    pub(crate) fn rebuild(&mut self, at: usize, from: usize) {
+        let delay = self.chance.below(8);
+        let Some(process) = &self.nodes[from].process else { return };
+        let groups: Vec<GroupId> = process.machines.keys().copied().collect();
+        let group = groups[usize::try_from(self.chance.below(groups.len() as u64)).unwrap_or_default()];
+        let (machine, disk) = (&process.machines[&group], &self.nodes[from].disk);
+        let (export, index) = (machine.freeze(disk.engine.as_ref(), &disk.files).expect("reads"), machine.applied());
+        let node = &mut self.nodes[at];
+        let place = Keyspace(node.disk.number());
+        let files = (group != META).then(|| node.disk.files.clone());
+        let mut import = Import::new(node.disk.engine.clone(), place, files).expect("a fresh place");
+        while let Some(cursor) = import.cursor().map(<[u8]>::to_vec) {
+            import.take(&export.block(&cursor).expect("a block")).expect("the block that comes next");
+        }
+        import.finish().expect("the state is whole");
+        let Some(process) = &mut node.process else { return };
+        process.raft.keep_from(group, Some(index));
+        process.rebuilds.push(Rebuild { group, index, place, at: self.now + delay * 100 });
+    }
+
+    /// Puts states that were pulled in the place of those that are here.
+    pub(crate) fn relocate(&mut self, at: usize) {
+        let (now, node) = (self.now, &mut self.nodes[at]);
+        let Some(process) = &mut node.process else { return };
+        let Some(Rebuild { group, index, place, .. }) = process.rebuilds.pop_if(|rebuild| now >= rebuild.at) else {
+            return;
+        };
+        let relocated = process.raft.relocate(group, index, place.0);
+        process.raft.keep_from(group, None);
+        let Ok(Ok(Some(unknown))) = relocated else {
+            destroy_keyspace(&node.disk.engine, place).expect("the engine writes");
+            return;
+        };
+        process.proposals.retain(|ticket, _| !unknown.contains(ticket));
+        process.exports.retain(|_, (of, _)| *of != group);
+        // What is handed out again is all that comes behind; whoever proposed what waits learns nothing.
+        process.queue.retain(|(of, _)| *of != group);
+        if let Some(machine) = process.machines.get_mut(&group) {
+            let moved = machine.moved(&node.disk.engine, place).expect("a pulled state opens");
+            let old = std::mem::replace(machine, moved).keyspace();
+            destroy_keyspace(&node.disk.engine, old).expect("the engine writes");
+            process.raft.open(group, GroupRecord::default(), index).expect("the group opens");
+        }
+        self.trace.report.rebuilds += 1;
+        self.trace.note(now, ("rebuilt", at, group.0, index));
+        node.reconcile();
     }
 
     pub(crate) fn begin_pull(&mut self, at: usize, group: GroupId, fetch: &Fetch) {

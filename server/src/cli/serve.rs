@@ -20,7 +20,7 @@ use crate::{
     merger,
     node::Node,
     protocols::{grpc, http},
-    scrubber,
+    repair, scrubber,
     sql::NodeSql,
     telemetry,
 };
@@ -165,7 +165,9 @@ async fn serve(mut config: Config, insecure: bool, json: bool, queries: &Handle)
                 fronts.spawn_on(async move { Ok(galoo_pg::serve(pg_listener, sql, pg_stopped, limits).await?) }, queries);
                 let merging = merger::run(node.clone(), stopped.clone());
                 let scrubbing = scrubber::run(node.clone(), stopped.clone());
-                workers = Some(tokio::spawn(async { tokio::join!(compactor::run(node, stopped), merging, scrubbing) }));
+                let repairing = repair::run(node.clone(), stopped.clone());
+                let compacting = compactor::run(node, stopped);
+                workers = Some(tokio::spawn(async { tokio::join!(compacting, merging, scrubbing, repairing) }));
                 door.serve();
                 announce("ready", &config, json);
                 tokio::select! {

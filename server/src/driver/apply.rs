@@ -55,6 +55,12 @@ pub(super) enum ApplyInput {
         keyspace: Keyspace,
         index: u64,
     },
+    /// The same, whatever was applied before; what comes behind the index will be handed on again.
+    Relocate {
+        group: GroupId,
+        keyspace: Keyspace,
+        index: u64,
+    },
     /// Freeze the state as it is.
     Freeze {
         group: GroupId,
@@ -122,6 +128,10 @@ impl ApplyWorker {
                 self.waiting.remove(&group);
             }
             ApplyInput::Swap { group, keyspace, index } => self.swap(group, keyspace, index),
+            ApplyInput::Relocate { group, keyspace, index } => {
+                self.swap(group, keyspace, index);
+                self.inputs.send(Input::Reopen { group, index });
+            }
             ApplyInput::Freeze { group } => {
                 let offer = self.freeze(group);
                 self.inputs.send(Input::Frozen { group, offer });

@@ -16,7 +16,7 @@ use std::{
 use galoo_cluster::machine::Answer;
 use galoo_consensus::{
     Committed, GroupId, StateMachine, Ticket,
-    log_store::{LogStore, shared::SharedLog},
+    log_store::{GroupRecord, LogStore, shared::SharedLog},
     raft_loop::{RaftLoop, Role},
     wire,
 };
@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::{
-    Applied, ApplyInput, DriveError, Input, Move, Replies, Reply, Store, TICK, apply_thread, end_process,
+    Applied, ApplyInput, DriveError, Input, Move, Relocated, Replies, Reply, Store, TICK, apply_thread, end_process,
     mailbox::{Receiver, Sender, Wake},
 };
 use crate::transport::Transport;
@@ -227,7 +227,36 @@ impl RaftThread {
                 }
             }
             Input::Abandon { group } => self.raft.abandon(group),
+            Input::Keep { group, from } => self.raft.keep_from(group, from),
+            Input::Relocate { group, index, place, done } => {
+                let _ = done.send(self.relocate(group, index, place));
+            }
+            Input::Reopen { group, index } => {
+                // The group has its record; who votes is in it.
+                if let Err(failure) = self.raft.open(group, GroupRecord::default(), index) {
+                    error!(%group, %failure, "a state was replaced and cannot be gone on from");
+                }
+            }
             Input::Stop => {}
+        }
+    }
+
+    fn relocate(&mut self, group: GroupId, index: u64, place: u64) -> Relocated {
+        match self.raft.relocate(group, index, place) {
+            Ok(Ok(Some(unknown))) => {
+                for ticket in unknown {
+                    if let Some(reply) = self.proposals.remove(&ticket) {
+                        let _ = reply.send(Err(DriveError::OutcomeUnknown));
+                    }
+                }
+                self.store.frozen.release_group(group);
+                self.hand_on(group, ApplyInput::Relocate { group, keyspace: Keyspace(place), index });
+                Relocated::Done
+            }
+            Ok(Ok(None)) => Relocated::NotYet,
+            Ok(Err(cut)) => Relocated::Never(cut.to_string()),
+            Err(galoo_consensus::Error::UnknownGroup(_)) => Relocated::Never("the group is not here".to_owned()),
+            Err(failure) => end_process("the shared log failed", &failure),
         }
     }
 

@@ -1,11 +1,12 @@
-//! Frozen states that followers pull, and what the Raft thread asks of whoever moves states between nodes.
+//! Frozen states that other nodes pull, and what the Raft thread asks of whoever moves states between nodes.
 //!
 //! The apply thread freezes a state between two commands: a snapshot of the engine and the open segment files. It stays
-//! until its offer is released. The disk space that it holds on to is bounded by how many may be frozen at once.
+//! until its offer is released, or nobody pulls what was lent. The disk space that it holds on to is bounded by how many may be frozen at once.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -42,24 +43,45 @@ pub enum Move {
     Discard(Keyspace),
 }
 
-/// Frozen states, by the name that their offer has.
+/// One that was lent, and not offered, is given up when nobody has pulled from it for so long.
+const LENT_IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// Frozen states, by their names.
 #[derive(Default)]
-pub struct Frozen(Mutex<HashMap<Bytes, (GroupId, Arc<Export>)>>);
+pub struct Frozen(Mutex<HashMap<Bytes, FrozenState>>);
+
+struct FrozenState {
+    group: GroupId,
+    export: Arc<Export>,
+    /// When somebody last pulled from it; `None`: it stays as long as its offer.
+    lent: Option<Instant>,
+}
 
 impl Frozen {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Bytes, (GroupId, Arc<Export>)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Bytes, FrozenState>> {
         self.0.lock().expect("nobody panics with the frozen states in hand")
     }
 
     /// Whether one more may be frozen.
-    pub(super) fn has_room(&self) -> bool {
-        self.lock().len() < FROZEN_MAX
+    pub fn has_room(&self) -> bool {
+        let mut states = self.lock();
+        states.retain(|_, state| state.lent.is_none_or(|used| used.elapsed() < LENT_IDLE_MAX));
+        states.len() < FROZEN_MAX
     }
 
     /// Keeps a state and returns its name, which no other has, also after a restart.
     pub(super) fn keep(&self, group: GroupId, export: Export) -> Bytes {
+        self.insert(group, export, None)
+    }
+
+    /// Keeps a state that a node asked for, as long as it pulls from it, and returns its name.
+    pub fn lend(&self, group: GroupId, export: Export) -> Bytes {
+        self.insert(group, export, Some(Instant::now()))
+    }
+
+    fn insert(&self, group: GroupId, export: Export, lent: Option<Instant>) -> Bytes {
         let name = Bytes::copy_from_slice(&rand::random::<u128>().to_le_bytes());
-        self.lock().insert(name.clone(), (group, Arc::new(export)));
+        self.lock().insert(name.clone(), FrozenState { group, export: Arc::new(export), lent });
         name
     }
 
@@ -68,11 +90,14 @@ impl Frozen {
     }
 
     pub(super) fn release_group(&self, group: GroupId) {
-        self.lock().retain(|_, (of, _)| *of != group);
+        self.lock().retain(|_, state| state.group != group);
     }
 
-    /// A group's state by its name, while it is offered.
+    /// A group's state by its name, while it is offered or lent.
     pub fn get(&self, group: GroupId, name: &[u8]) -> Option<Arc<Export>> {
-        self.lock().get(name).filter(|(of, _)| *of == group).map(|(_, export)| export.clone())
+        let mut states = self.lock();
+        let state = states.get_mut(name).filter(|state| state.group == group)?;
+        state.lent = state.lent.map(|_| Instant::now());
+        Some(state.export.clone())
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::future::try_join_all;
 use galoo_consensus::GroupId;
 use galoo_proto::{
-    Hlc, ShardId, Token,
+    Hlc, Keyspace, ShardId, Token,
     data::{GetRequest, PlayerCells},
     limits::CELLS_READ_BYTES_MAX,
     validate,
@@ -58,8 +58,13 @@ pub fn check_answer(bytes: usize) -> Result<(), NodeError> {
 }
 
 impl Node {
-    fn local_view(&self, shard: ShardId, snapshot: Arc<dyn Reader>) -> Result<View, NodeError> {
-        let keyspace = self.keyspace(shard).ok_or_else(|| self.not_here(shard, &[shard]))?;
+    /// The keyspace of one of `shards` on this node. To be asked for before the snapshot is taken that it is read in: it is
+    /// whole once a shard is in it, and stays for a while when the shard leaves it.
+    fn keyspace_of(&self, shard: ShardId, shards: &[ShardId]) -> Result<Keyspace, NodeError> {
+        self.keyspace(shard).ok_or_else(|| self.not_here(shard, shards))
+    }
+
+    fn open_view(&self, shard: ShardId, keyspace: Keyspace, snapshot: Arc<dyn Reader>) -> Result<View, NodeError> {
         let empty = || NodeError::Unavailable { shard, reason: DriveError::NotReady("nothing is applied here yet") };
         let view = View::open(snapshot, keyspace, self.files.clone())?.ok_or_else(empty)?;
         Ok(view.with_indexes(self.indexes.clone()).with_sparse(self.sparse.clone()).at(self.now()))
@@ -79,24 +84,37 @@ impl Node {
 
     /// Returns a linearizable view of one shard.
     pub async fn view(&self, shard: ShardId) -> Result<View, NodeError> {
-        self.barrier(shard).await?;
-        self.local_view(shard, self.engine.snapshot())
+        let index = self.barrier(shard).await?;
+        loop {
+            let view = self.stale_view(shard)?;
+            if view.state().applied >= index {
+                return Ok(view);
+            }
+            // It had applied that, and then its state was replaced by an older one.
+            self.applied(shard, index).await?;
+        }
     }
 
     /// Returns the view of a shard as it is on this node, without asking anybody.
     pub fn stale_view(&self, shard: ShardId) -> Result<View, NodeError> {
-        self.local_view(shard, self.engine.snapshot())
+        let keyspace = self.keyspace_of(shard, &[shard])?;
+        self.open_view(shard, keyspace, self.engine.snapshot())
     }
 
     /// Returns one view of all shards of a game that holds everything acknowledged before the call.
     pub async fn game_views(&self, game: &str) -> Result<Vec<View>, NodeError> {
         let shards: Vec<ShardId> = self.game(game).await?.shards.iter().map(|(shard, _)| shard).collect();
-        if let Some(shard) = shards.iter().find(|shard| self.keyspace(**shard).is_none()) {
-            return Err(self.not_here(*shard, &shards));
+        let keyspaces = || shards.iter().map(|shard| self.keyspace_of(*shard, &shards)).collect::<Result<Vec<_>, _>>();
+        keyspaces()?;
+        let indexes = try_join_all(shards.iter().map(|shard| self.barrier(*shard))).await?;
+        loop {
+            let (keyspaces, snapshot) = (keyspaces()?, self.engine.snapshot());
+            let open = |(shard, keyspace): (&ShardId, Keyspace)| self.open_view(*shard, keyspace, snapshot.clone());
+            let views = shards.iter().zip(keyspaces).map(open).collect::<Result<Vec<_>, _>>()?;
+            let is_behind = |(view, index): &(&View, &u64)| view.state().applied < **index;
+            let Some((view, index)) = views.iter().zip(&indexes).find(is_behind) else { return Ok(views) };
+            self.applied(view.shard(), *index).await?;
         }
-        try_join_all(shards.iter().map(|shard| self.barrier(*shard))).await?;
-        let snapshot = self.engine.snapshot();
-        shards.into_iter().map(|shard| self.local_view(shard, snapshot.clone())).collect()
     }
 
     /// The node to ask about a player (or a group of producers) instead of this one, which has no replica.

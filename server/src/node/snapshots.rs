@@ -1,4 +1,5 @@
-//! States that move between nodes: a follower that is too far behind pulls its leader's state into a fresh keyspace.
+//! States that move between nodes: a follower that is too far behind pulls its leader's state into a fresh keyspace, and a
+//! node whose own state is damaged that of any other replica.
 //!
 //! Blocks are pulled one by one, each with its CRC, under a budget of bytes a second. The keyspace is filled and flushed
 //! before the one synced write of the log that switches the group to it, so a crash leaves the old state or the new one
@@ -6,8 +7,12 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use galoo_cluster::{META_GROUP, machine::META_KEYSPACE};
-use galoo_consensus::{GroupId, log_store::GroupRecord, raft_loop::Fetch};
+use bytes::Bytes;
+use galoo_cluster::{
+    META_GROUP,
+    machine::{META_KEYSPACE, Machine, MachineError},
+};
+use galoo_consensus::{GroupId, StateMachine, log_store::GroupRecord, raft_loop::Fetch};
 use galoo_proto::{Keyspace, NodeId, ShardId};
 use galoo_storage::{compaction, engine::Engine, segment::SegmentFiles, snapshot::Import};
 use tokio::{
@@ -17,8 +22,8 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::Node;
-use crate::driver::Move;
+use super::{Node, NodeError};
+use crate::driver::{DriveError, Move, Relocated};
 
 /// States that are pulled at once; further ones wait.
 const PULLS_MAX: usize = 2;
@@ -52,7 +57,60 @@ pub(super) fn remove_strays(
     Ok(())
 }
 
+/// Delay before a state is put in the place of another once more, when that could not be done at once.
+const RELOCATE_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// It is given up when the log has not come so far after this long.
+const RELOCATE_TRIES_MAX: u32 = 600;
+
 impl Node {
+    /// Freezes a group's state here for a node that rebuilds its own; returns its name and what it has applied.
+    pub async fn lend_state(&self, group: GroupId) -> Result<(Bytes, u64), NodeError> {
+        let unavailable = |reason| NodeError::Unavailable { shard: ShardId(group.0), reason };
+        if !self.store.frozen.has_room() {
+            return Err(unavailable(DriveError::NotReady("too many states are frozen for other nodes")));
+        }
+        let store = self.store.clone();
+        let freeze = move |machine: &mut Machine| {
+            let export = machine.freeze(store.engine.as_ref(), &store.files)?;
+            Ok((store.frozen.lend(group, export), machine.applied()))
+        };
+        match self.driver.with_machine(group, freeze).await {
+            Some(Ok(lent)) => Ok(lent),
+            Some(Err(MachineError::Storage(failure))) => Err(failure.into()),
+            Some(Err(_)) | None => Err(unavailable(DriveError::NotReady("it is not on this node"))),
+        }
+    }
+
+    /// Replaces a shard's state here by that of another node, which may be older: the log leads on from there. Returns the
+    /// bytes that were pulled.
+    pub async fn rebuild(&self, shard: ShardId, from: NodeId) -> anyhow::Result<u64> {
+        let group = GroupId(shard.0);
+        let peer = self.transport.peer(from).ok_or_else(|| anyhow::anyhow!("{from} is not known"))?;
+        let frozen = peer.freeze_state(group).await;
+        let (name, index) = frozen.map_err(|status| anyhow::anyhow!("{from}: {}", status.message()))?;
+        self.driver.keep_from(group, Some(index));
+        let keyspace = Keyspace(self.next_place());
+        let fetch = Fetch { from: from.0, index, term: 0, data: name.into() };
+        let rebuilt = self.fill_and_relocate(group, &fetch, keyspace).await;
+        self.driver.keep_from(group, None);
+        if rebuilt.is_err() {
+            self.remove_keyspace(keyspace).await;
+        }
+        rebuilt
+    }
+
+    async fn fill_and_relocate(&self, group: GroupId, fetch: &Fetch, keyspace: Keyspace) -> anyhow::Result<u64> {
+        let bytes = self.fill(group, fetch, keyspace).await?;
+        for _ in 0..RELOCATE_TRIES_MAX {
+            match self.driver.relocate(group, fetch.index, keyspace.0).await {
+                Relocated::Done => return Ok(bytes),
+                Relocated::NotYet => tokio::time::sleep(RELOCATE_RETRY_DELAY).await,
+                Relocated::Never(reason) => anyhow::bail!(reason),
+            }
+        }
+        anyhow::bail!("what it has applied is not committed here yet")
+    }
+
     /// Carries out what the driver asks for.
     pub(super) async fn follow_moves(self: Arc<Self>, mut moves: mpsc::UnboundedReceiver<Move>) {
         let pulls = Arc::new(Semaphore::new(PULLS_MAX));

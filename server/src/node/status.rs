@@ -20,6 +20,15 @@ use crate::transport::Peer;
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Node {
+    /// The other nodes that hold a shard.
+    pub fn other_replicas(&self, shard: ShardId) -> Vec<NodeId> {
+        let me = self.identity.node().0;
+        let meta = self.meta.borrow();
+        let record = meta.shards().find(|record| record.id == shard.0);
+        let others = record.into_iter().flat_map(|record| &record.voters).filter(|voter| **voter != me);
+        others.map(|voter| NodeId(*voter)).collect()
+    }
+
     /// Returns the state of each shard as this node knows it, by id.
     pub fn shard_status(&self) -> Result<Vec<ShardStatus>, NodeError> {
         let roles = self.driver.roles().borrow().clone();
@@ -60,6 +69,7 @@ impl Node {
                     status.chunks += 1;
                     status.chunk_bytes += chunk.bytes;
                 }
+                Source::Segment(_) if source.rows() == 0 => {}
                 Source::Segment(segment) => {
                     status.segments += 1;
                     status.segment_bytes += segment.file_bytes;

@@ -13,8 +13,8 @@ use galoo_proto::{
     data::data_client::DataClient,
     limits::GRPC_MESSAGE_BYTES_MAX,
     peer::{
-        NotDone, ProposeRequest, PullSnapshotRequest, RaftMessage, ReadIndexRequest, not_done::Reason,
-        peer_client::PeerClient, propose_response, read_index_response,
+        FreezeStateRequest, NotDone, ProposeRequest, PullSnapshotRequest, RaftMessage, ReadIndexRequest,
+        not_done::Reason, peer_client::PeerClient, propose_response, read_index_response,
     },
 };
 use tokio::{
@@ -198,6 +198,16 @@ impl Peer {
             },
             Ok(Err(_)) | Err(_) => Err(unreachable),
         }
+    }
+
+    /// Asks for a group's state as it is there; returns its name and what it has applied.
+    pub async fn freeze_state(&self, group: GroupId) -> Result<(Vec<u8>, u64), Status> {
+        let channel = self.channel().map_err(|error| Status::unavailable(error.to_string()))?;
+        let request = self.stated.request(self.id, FreezeStateRequest { group: group.0 });
+        let mut client = PeerClient::new(channel);
+        let frozen = tokio::time::timeout(PULL_TIMEOUT, client.freeze_state(request)).await;
+        let frozen = frozen.map_err(|_| Status::deadline_exceeded("it was not frozen in time"))??.into_inner();
+        Ok((frozen.snapshot, frozen.index))
     }
 
     /// Pulls a block of a group's state from the node that offers it.

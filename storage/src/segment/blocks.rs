@@ -6,6 +6,7 @@
 use std::{
     fs::File,
     io::{self, Read},
+    ops::RangeInclusive,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
@@ -15,13 +16,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use galoo_proto::record;
+use galoo_proto::{Keyspace, SegmentId, record};
 use parquet::{
     errors::ParquetError,
     file::reader::{ChunkReader, Length},
 };
 
-use super::Step;
+use super::{
+    Step,
+    files::failed,
+    quarantine::{Damage, Quarantine},
+};
 use crate::{Error, Result};
 
 /// Bytes that one CRC covers.
@@ -43,16 +48,57 @@ pub(super) fn block_crcs(path: &Path, file: &File) -> Result<(u64, Vec<u32>)> {
     Ok((length, crcs))
 }
 
+/// Which file it is, and where it goes when it is damaged.
+#[derive(Clone)]
+pub(super) struct Origin {
+    pub(super) path: PathBuf,
+    pub(super) keyspace: Keyspace,
+    pub(super) segment: SegmentId,
+    pub(super) seqs: RangeInclusive<u64>,
+    pub(super) quarantine: Arc<Quarantine>,
+}
+
+impl Origin {
+    fn failed(&self, source: io::Error) -> Error {
+        failed("read", &self.path, source)
+    }
+
+    /// Quarantines the file.
+    fn corrupt(&self, offset: u64, reason: String) -> Error {
+        let damage = Damage { path: self.path.clone(), seqs: self.seqs.clone(), offset, reason };
+        self.quarantine.put(self.keyspace, self.segment, damage)
+    }
+
+    /// Opens the file, which must be as long as its record says.
+    fn open(&self, record: &record::Segment) -> Result<File> {
+        let file = File::open(&self.path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => self.corrupt(0, "the file is missing".to_owned()),
+            _ => self.failed(source),
+        })?;
+        let length = file.metadata().map_err(|source| self.failed(source))?.len();
+        let blocks = record.file_bytes.div_ceil(BLOCK_BYTES as u64);
+        if length == record.file_bytes && blocks == record.block_crcs.len() as u64 {
+            return Ok(file);
+        }
+        Err(self.corrupt(length, format!("the file has {length} bytes, its record {}", record.file_bytes)))
+    }
+
+    /// Reads a block from disk and compares it with its CRC.
+    fn verify(&self, file: &File, block: &mut [u8], offset: u64, recorded: u32) -> Result<()> {
+        file.read_exact_at(block, offset).map_err(|source| self.failed(source))?;
+        let found = crc32fast::hash(block);
+        if found == recorded {
+            return Ok(());
+        }
+        Err(self.corrupt(offset, format!("CRC {found:08x}, recorded {recorded:08x}")))
+    }
+}
+
 /// Reads a file that a segment's record describes from disk, whatever was checked before, and compares every block with its
 /// CRC. `pace` is asked before each block, with its bytes, and may take its time; returns false when it cancels.
-pub(super) fn scrub(path: &Path, record: &record::Segment, pace: &mut dyn FnMut(usize) -> Step) -> Result<bool> {
-    let failed = |source| Error::File { action: "read", path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
-    let corrupt = |offset, reason| Err(Error::CorruptFile { what: "segment", path: path.to_owned(), offset, reason });
-    let length = file.metadata().map_err(failed)?.len();
-    if length != record.file_bytes {
-        return corrupt(length, format!("the file has {length} bytes, its record {}", record.file_bytes));
-    }
+pub(super) fn scrub(origin: &Origin, record: &record::Segment, pace: &mut dyn FnMut(usize) -> Step) -> Result<bool> {
+    let file = origin.open(record)?;
+    let length = record.file_bytes;
     let mut block = vec![0; BLOCK_BYTES];
     for (at, recorded) in (0u64..).zip(&record.block_crcs) {
         let offset = at * BLOCK_BYTES as u64;
@@ -60,11 +106,7 @@ pub(super) fn scrub(path: &Path, record: &record::Segment, pace: &mut dyn FnMut(
         if pace(bytes) == Step::Cancel {
             return Ok(false);
         }
-        file.read_exact_at(&mut block[..bytes], offset).map_err(failed)?;
-        let found = crc32fast::hash(&block[..bytes]);
-        if found != *recorded {
-            return corrupt(offset, format!("CRC {found:08x}, recorded {recorded:08x}"));
-        }
+        origin.verify(&file, &mut block[..bytes], offset, *recorded)?;
     }
     Ok(true)
 }
@@ -74,7 +116,7 @@ pub(super) fn scrub(path: &Path, record: &record::Segment, pace: &mut dyn FnMut(
 pub(super) struct Blocks(Arc<Inner>);
 
 struct Inner {
-    path: PathBuf,
+    origin: Origin,
     file: File,
     map: Bytes,
     crcs: Vec<u32>,
@@ -86,22 +128,15 @@ struct Inner {
 
 impl Blocks {
     /// Opens a file that a segment's record describes.
-    pub(super) fn open(path: &Path, record: &record::Segment, reads: Arc<AtomicU64>) -> Result<Self> {
-        let failed = |source| Error::File { action: "open", path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
-        let blocks = length.div_ceil(BLOCK_BYTES as u64);
-        if length != record.file_bytes || blocks != record.block_crcs.len() as u64 {
-            let reason = format!("the file has {length} bytes, its record {}", record.file_bytes);
-            return Err(Error::CorruptFile { what: "segment", path: path.to_owned(), offset: length, reason });
-        }
+    pub(super) fn open(origin: Origin, record: &record::Segment, reads: Arc<AtomicU64>) -> Result<Self> {
+        let file = origin.open(record)?;
         // SAFETY: the file is immutable once its record exists, and nothing but this process opens the folder (it holds
         // the folder's lock). A file cut behind our back would raise SIGBUS, which ends the process.
         #[allow(unsafe_code, reason = "the one place that maps a file")]
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed)?;
-        let verified = (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| origin.failed(source))?;
+        let verified = (0..record.block_crcs.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let map = Bytes::from_owner(map);
-        Ok(Self(Arc::new(Inner { path: path.to_owned(), file, map, crcs: record.block_crcs.clone(), verified, reads })))
+        Ok(Self(Arc::new(Inner { origin, file, map, crcs: record.block_crcs.clone(), verified, reads })))
     }
 
     /// Returns bytes of the file, each block of them compared with its CRC at least once.
@@ -109,7 +144,7 @@ impl Blocks {
         let inner = &self.0;
         let outside = || Error::CorruptFile {
             what: "segment",
-            path: inner.path.clone(),
+            path: inner.origin.path.clone(),
             offset: start,
             reason: format!("{length} bytes asked for, the file has {}", inner.map.len()),
         };
@@ -129,14 +164,7 @@ impl Blocks {
         let inner = &self.0;
         let offset = block * BLOCK_BYTES;
         let mut bytes = vec![0; BLOCK_BYTES.min(inner.map.len() - offset)];
-        let failed = |source| Error::File { action: "read", path: inner.path.clone(), source };
-        inner.file.read_exact_at(&mut bytes, offset as u64).map_err(failed)?;
-        let found = crc32fast::hash(&bytes);
-        if found == inner.crcs[block] {
-            return Ok(());
-        }
-        let reason = format!("CRC {found:08x}, recorded {:08x}", inner.crcs[block]);
-        Err(Error::CorruptFile { what: "segment", path: inner.path.clone(), offset: offset as u64, reason })
+        inner.origin.verify(&inner.file, &mut bytes, offset as u64, inner.crcs[block])
     }
 }
 

@@ -1,7 +1,7 @@
 //! The files of a node's segments: where they are, which are open, and which belong to nobody.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     sync::{
@@ -12,7 +12,12 @@ use std::{
 
 use galoo_proto::{Keyspace, SegmentId, record};
 
-use super::{Step, blocks::scrub, read::SegmentFile};
+use super::{
+    Step,
+    blocks::{Origin, scrub},
+    quarantine::{DamagedSegment, Quarantine},
+    read::SegmentFile,
+};
 use crate::{Error, Result, lru::Lru};
 
 /// Segments that are kept open; beyond it the one used longest ago is closed (a reader that holds it goes on).
@@ -22,24 +27,8 @@ const OPEN_SEGMENTS_MAX: usize = 4_096;
 pub struct SegmentFiles {
     folder: PathBuf,
     open: Mutex<OpenFiles>,
-    /// Files that are damaged, each with what was found: they are not read.
-    quarantined: Mutex<BTreeMap<(Keyspace, SegmentId), Damage>>,
+    quarantine: Arc<Quarantine>,
     reads: Arc<AtomicU64>,
-}
-
-/// What is wrong with a file.
-struct Damage {
-    what: &'static str,
-    path: PathBuf,
-    offset: u64,
-    reason: String,
-}
-
-impl Damage {
-    fn error(&self) -> Error {
-        let Self { what, path, offset, reason } = self;
-        Error::CorruptFile { what, path: path.clone(), offset: *offset, reason: reason.clone() }
-    }
 }
 
 type OpenFiles = Lru<(Keyspace, SegmentId), Arc<SegmentFile>>;
@@ -51,7 +40,7 @@ impl SegmentFiles {
         Ok(Self {
             folder: folder.to_owned(),
             open: Mutex::new(Lru::new(OPEN_SEGMENTS_MAX)),
-            quarantined: Mutex::default(),
+            quarantine: Arc::default(),
             reads: Arc::default(),
         })
     }
@@ -79,11 +68,11 @@ impl SegmentFiles {
 
     /// Opens the file of a record, of which nothing counts as checked.
     pub(crate) fn open_anew(&self, keyspace: Keyspace, record: &record::Segment) -> Result<Arc<SegmentFile>> {
-        let id = SegmentId(record.id);
-        if let Some(damage) = self.lock_quarantined().get(&(keyspace, id)) {
-            return Err(damage.error());
+        let origin = self.origin(keyspace, record);
+        match self.quarantine.error(keyspace, SegmentId(record.id)) {
+            Some(error) => Err(error),
+            None => Ok(Arc::new(SegmentFile::open(origin, record, self.reads.clone())?)),
         }
-        Ok(Arc::new(SegmentFile::open(&self.path(keyspace, id), record, self.reads.clone())?))
     }
 
     /// Reads a segment's file from disk and compares every block with its CRC; one that is damaged is read no more.
@@ -98,24 +87,22 @@ impl SegmentFiles {
         record: &record::Segment,
         pace: &mut dyn FnMut(usize) -> Step,
     ) -> Result<bool> {
-        let id = SegmentId(record.id);
-        let scrubbed = scrub(&self.path(keyspace, id), record, pace);
-        if let Err(Error::CorruptFile { what, path, offset, reason }) = &scrubbed {
-            let damage = Damage { what, path: path.clone(), offset: *offset, reason: reason.clone() };
-            self.lock_quarantined().insert((keyspace, id), damage);
-            self.lock().retain(|open| *open != (keyspace, id));
+        let scrubbed = scrub(&self.origin(keyspace, record), record, pace);
+        if scrubbed.is_err() && self.quarantine.error(keyspace, SegmentId(record.id)).is_some() {
+            self.lock().retain(|open| *open != (keyspace, SegmentId(record.id)));
         }
         scrubbed
     }
 
-    /// The files that are damaged, as errors.
-    pub fn damaged(&self) -> Vec<(Keyspace, SegmentId, Error)> {
-        let quarantined = self.lock_quarantined();
-        quarantined.iter().map(|((keyspace, id), damage)| (*keyspace, *id, damage.error())).collect()
+    /// The segments that were found damaged, by a read or by scrubbing.
+    pub fn damaged(&self) -> Vec<DamagedSegment> {
+        self.quarantine.all()
     }
 
-    fn lock_quarantined(&self) -> std::sync::MutexGuard<'_, BTreeMap<(Keyspace, SegmentId), Damage>> {
-        self.quarantined.lock().expect("a thread that held the damaged segments panicked")
+    fn origin(&self, keyspace: Keyspace, record: &record::Segment) -> Origin {
+        let segment = SegmentId(record.id);
+        let (path, seqs) = (self.path(keyspace, segment), record.first_seq..=record.last_seq);
+        Origin { path, keyspace, segment, seqs, quarantine: self.quarantine.clone() }
     }
 
     /// Removes the files that `known` does not name: left by a crash before their record was durable.
@@ -143,7 +130,7 @@ impl SegmentFiles {
     /// Removes a segment's file, which no record names for good; a reader that has it open goes on.
     pub fn remove(&self, keyspace: Keyspace, segment: SegmentId) -> Result<()> {
         self.lock().retain(|open| *open != (keyspace, segment));
-        self.lock_quarantined().remove(&(keyspace, segment));
+        self.quarantine.retain(|of, one| (of, one) != (keyspace, segment));
         let path = self.path(keyspace, segment);
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path, source)),
@@ -154,7 +141,7 @@ impl SegmentFiles {
     /// Removes all files of a keyspace whose records are gone for good.
     pub fn remove_keyspace(&self, keyspace: Keyspace) -> Result<()> {
         self.lock().retain(|(of, _)| *of != keyspace);
-        self.lock_quarantined().retain(|(of, _), _| *of != keyspace);
+        self.quarantine.retain(|of, _| of != keyspace);
         let folder = self.folder.join(keyspace.to_string());
         match fs::remove_dir_all(&folder) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("remove", &folder, source)),

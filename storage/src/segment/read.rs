@@ -2,7 +2,6 @@
 
 use std::{
     ops::RangeInclusive,
-    path::Path,
     sync::{Arc, atomic::AtomicU64},
 };
 
@@ -25,7 +24,12 @@ use parquet::{
     file::metadata::PageIndexPolicy,
 };
 
-use super::{PropertyTag, blocks::Blocks, names, write::read_type};
+use super::{
+    PropertyTag,
+    blocks::{Blocks, Origin},
+    names,
+    write::read_type,
+};
 use crate::{
     Result,
     properties::ColumnType,
@@ -46,8 +50,8 @@ pub(crate) struct SegmentFile {
 }
 
 impl SegmentFile {
-    pub(super) fn open(path: &Path, record: &record::Segment, reads: Arc<AtomicU64>) -> Result<Self> {
-        let blocks = Blocks::open(path, record, reads)?;
+    pub(super) fn open(origin: Origin, record: &record::Segment, reads: Arc<AtomicU64>) -> Result<Self> {
+        let blocks = Blocks::open(origin, record, reads)?;
         let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
         let metadata = ArrowReaderMetadata::load(&blocks, options.clone())?;
         let fields = metadata.schema().fields().iter();

@@ -252,6 +252,70 @@ fn what_a_snapshot_jumps_over_has_an_unknown_outcome() {
     assert!(!story.nodes.lost.contains(&Ticket(7)), "it is not known to be lost");
 }
 
+impl Story {
+    /// All is well, and `count` commands are applied everywhere.
+    fn with_commands(count: u64) -> Self {
+        let mut nodes = Nodes::with_limits(3, LIMITS);
+        let leader = nodes.leader();
+        let mut story = Self { behind: (leader + 1) % 3, nodes, leader };
+        (0..count).for_each(|number| story.propose(number));
+        story.ticks(3);
+        story
+    }
+
+    fn relocate(&mut self, at: usize, index: u64, place: u64) -> Option<Vec<Ticket>> {
+        self.nodes.loops[at].relocate(GROUP, index, place).expect("writes").expect("the log reaches back")
+    }
+
+    /// Goes on from a state with `index` applied.
+    fn reopen(&mut self, at: usize, index: u64) {
+        self.nodes.applied[at].retain(|(applied, _)| *applied <= index);
+        self.nodes.loops[at].open(GROUP, GroupRecord::default(), index).expect("opens");
+        self.ticks(5);
+    }
+}
+
+/// A member's state is damaged: it goes on from another's, which is older, and misses and repeats nothing.
+#[test]
+fn a_state_is_replaced_by_an_older_one_and_the_log_leads_on() {
+    let mut story = Story::with_commands(9);
+    let (at, index) = (story.behind, story.last() - 4);
+    story.nodes.loops[at].keep_from(GROUP, Some(index));
+    let last = story.last();
+    story.nodes.loops[at].cut(GROUP, last, 1).expect("cut");
+    story.nodes.settle();
+    assert_eq!(story.record(at).cut_index, index, "what comes behind is kept");
+    assert_eq!(story.relocate(at, last + 1, 42), None, "it is not committed yet");
+    assert_eq!(story.relocate(at, index, 42), Some(vec![]));
+    assert_eq!((story.record(at).place, story.record(at).cut_index), (42, index));
+    // The others go on meanwhile, and what they send is lost here.
+    story.propose(100);
+    story.reopen(at, index);
+    story.propose(101);
+    story.ticks(3);
+    assert_eq!(story.nodes.applied[at], story.nodes.applied[story.leader]);
+    // As after a crash.
+    let refused = story.nodes.loops[at].relocate(GROUP, index - 1, 43).expect("reads");
+    assert_eq!(refused, Err(CutAbove { index: index - 1, cut_index: index }));
+    assert_eq!(story.record(at).place, 42);
+}
+
+#[test]
+fn a_leader_whose_state_is_replaced_does_not_know_what_became_of_proposals() {
+    let mut story = Story::with_commands(9);
+    let (old, last) = (story.leader, story.last());
+    story.nodes.cut_off.insert(old as u64 + 1);
+    story.propose(100);
+    assert_eq!(story.relocate(old, last, 42), Some(vec![Ticket(100)]));
+    story.nodes.cut_off.clear();
+    story.reopen(old, last);
+    story.leader = story.nodes.leader();
+    story.propose(101);
+    story.ticks(5);
+    assert_eq!(story.nodes.applied[old], story.nodes.applied[(old + 1) % 3]);
+    assert_eq!(story.nodes.applied[old].last().map(|(_, data)| data.clone()), Some(b"101".to_vec()));
+}
+
 /// raft-rs #555: the leader would send entries below what matched and never hear of it again.
 #[test]
 fn a_late_rejection_of_what_matched_changes_nothing() {

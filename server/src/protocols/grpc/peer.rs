@@ -5,9 +5,9 @@ use std::{pin::Pin, sync::Arc};
 use futures::{Stream, StreamExt};
 use galoo_consensus::{GroupId, wire};
 use galoo_proto::peer::{
-    IdentifyRequest, IdentifyResponse, JoinRequest, JoinResponse, NotDone, ProposeRequest, ProposeResponse,
-    PullSnapshotRequest, PullSnapshotResponse, ReadIndexRequest, ReadIndexResponse, not_done::Reason,
-    peer_server::Peer, propose_response, read_index_response,
+    FreezeStateRequest, FreezeStateResponse, IdentifyRequest, IdentifyResponse, JoinRequest, JoinResponse, NotDone,
+    ProposeRequest, ProposeResponse, PullSnapshotRequest, PullSnapshotResponse, ReadIndexRequest, ReadIndexResponse,
+    not_done::Reason, peer_server::Peer, propose_response, read_index_response,
 };
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
@@ -108,6 +108,15 @@ impl Peer for PeerService {
             Ok(ProposeResponse { id, result: Some(result) })
         });
         Ok(Response::new(Box::pin(answers.buffer_unordered(FORWARDED_MAX))))
+    }
+
+    async fn freeze_state(
+        &self,
+        request: Request<FreezeStateRequest>,
+    ) -> Result<Response<FreezeStateResponse>, Status> {
+        let node = self.checked(request.metadata())?;
+        let (snapshot, index) = node.lend_state(GroupId(request.get_ref().group)).await?;
+        Ok(Response::new(FreezeStateResponse { snapshot: snapshot.into(), index }))
     }
 
     async fn pull_snapshot(
