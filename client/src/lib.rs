@@ -182,6 +182,14 @@ impl Client {
             .games)
     }
 
+    /// Changes for how long a game's events are kept, in milliseconds after their time; 0 is for ever.
+    pub async fn alter_game(&self, name: &str, events_retention_ms: u64) -> Result<admin::Game> {
+        let request = admin::AlterGameRequest { name: name.to_owned(), events_retention_ms };
+        let game =
+            self.admin(&request, |mut admin, request| async move { admin.alter_game(request).await }).await?.game;
+        game.ok_or(Error::Malformed("an altered game without its record"))
+    }
+
     /// Drops a game with everything in it.
     pub async fn drop_game(&self, name: &str) -> Result<()> {
         let request = admin::DropGameRequest { name: name.to_owned() };

@@ -9,9 +9,9 @@ use galoo_proto::{
     GameId, NodeId, RollupId, ShardId, TokenRange,
     limits::{FAMILIES_MAX, GAMES_MAX, ROLLUPS_MAX, SHARDS_MAX},
     meta::{
-        CreateGame, CreateRollup, DefineFamily, DropFamily, DropRollup, FamilyRecord, GameRecord, MetaCommand,
-        MetaOutcome, NextIds, NodeRecord, Rejection, RollupRecord, ShardRecord, meta_command::Body, meta_outcome,
-        rejection::Reason,
+        AlterGame, CreateGame, CreateRollup, DefineFamily, DropFamily, DropRollup, FamilyRecord, GameRecord,
+        MetaCommand, MetaOutcome, NextIds, NodeRecord, Rejection, RollupRecord, ShardRecord, meta_command::Body,
+        meta_outcome, rejection::Reason,
     },
     rollup::Rollup,
     value::FamilyDefinition,
@@ -175,6 +175,7 @@ impl MetaState {
             None => (MetaOutcome::default(), Vec::new()),
             Some(Body::CreateGame(create)) => self.create_game(create),
             Some(Body::DropGame(drop)) => self.drop_game(&drop.name),
+            Some(Body::AlterGame(alter)) => self.alter_game(&alter),
             Some(Body::CreateRollup(create)) => self.create_rollup(create),
             Some(Body::DropRollup(drop)) => self.drop_rollup(&drop),
             Some(Body::DefineFamily(define)) => self.define_family(define),
@@ -202,7 +203,8 @@ impl MetaState {
         }
         let id = GameId(self.next.game.max(1));
         let first = self.next.shard.max(FIRST_SHARD.0);
-        let game = GameRecord { id: id.0, name: create.name, shards: create.shards, replicas: create.replicas };
+        let CreateGame { name, shards, replicas: copies } = create;
+        let game = GameRecord { id: id.0, name, shards, replicas: copies, ..Default::default() };
         let nodes: Vec<u64> = self.nodes.keys().map(|node| node.0).collect();
         let mut changes = vec![(key(GAME, game.name.as_bytes()), Some(game.encode_to_vec()))];
         for (place, range) in TokenRange::cut(create.shards).into_iter().enumerate() {
@@ -217,6 +219,13 @@ impl MetaState {
         changes.push((NEXT.to_vec(), Some(self.next.encode_to_vec())));
         self.games.insert(game.name.clone(), game.clone());
         (MetaOutcome { result: Some(meta_outcome::Result::Game(game)) }, changes)
+    }
+
+    fn alter_game(&mut self, alter: &AlterGame) -> (MetaOutcome, Vec<RecordChange>) {
+        let Some(game) = self.games.get_mut(&alter.name) else { return refused(Reason::GameUnknown, 0, 0) };
+        game.events_retention_ms = alter.events_retention_ms;
+        let changes = vec![(key(GAME, game.name.as_bytes()), Some(game.encode_to_vec()))];
+        (MetaOutcome { result: Some(meta_outcome::Result::Game(game.clone())) }, changes)
     }
 
     fn create_rollup(&mut self, create: CreateRollup) -> (MetaOutcome, Vec<RecordChange>) {

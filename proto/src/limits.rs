@@ -34,6 +34,8 @@ pub const FAMILIES_MAX: usize = 100;
 pub const CELL_VERSIONS_MAX: u32 = 100;
 /// What is written expires after at most this long: 100 years of 365 days, in milliseconds.
 pub const TTL_MS_MAX: u64 = 100 * 365 * 86_400_000;
+/// Events are kept for at least this long after their time, in milliseconds, and at most for [`TTL_MS_MAX`].
+pub const RETENTION_MS_MIN: u64 = 1_000;
 /// A qualifier has 1 to this many bytes.
 pub const QUALIFIER_BYTES_MAX: usize = 1 << 10;
 /// A cell's value has at most this many bytes.

@@ -136,6 +136,15 @@ pub fn game_name(value: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// Checks for how long a game's events are kept, in milliseconds; 0 is for ever.
+pub fn events_retention(retention_ms: u64) -> Result<(), Invalid> {
+    if (1..RETENTION_MS_MIN).contains(&retention_ms) {
+        let value = retention_ms.to_string();
+        return Err(Invalid::Pattern { field: "events_retention_ms", value, pattern: "0 or at least 1000" });
+    }
+    ttl("events_retention_ms", retention_ms)
+}
+
 /// Checks an event's ids, time and sizes. Its properties' JSON is checked where it is parsed.
 pub fn event(event: &value::Event) -> Result<(), Invalid> {
     player_id(&event.player_id)?;
@@ -506,6 +515,12 @@ mod tests {
         ] {
             assert!(change(&invalid).is_err(), "{invalid:?}");
         }
+    }
+
+    #[test]
+    fn events_are_kept_for_a_second_at_least() {
+        assert!([0, 1_000, TTL_MS_MAX].into_iter().all(|ms| events_retention(ms).is_ok()));
+        assert!([1, 999, TTL_MS_MAX + 1].into_iter().all(|ms| events_retention(ms).is_err()));
     }
 
     #[test]

@@ -83,7 +83,8 @@ impl EventsTable {
     fn deal(&self) -> Result<Vec<Vec<(View, Source)>>> {
         let mut sources: Vec<(View, Source)> = Vec::new();
         for view in self.views.iter() {
-            sources.extend(view.sources().map_err(external)?.iter().map(|source| (view.clone(), source.clone())));
+            let sources_here = view.sources().map_err(external)?.iter().filter(|source| source.rows() > 0);
+            sources.extend(sources_here.map(|source| (view.clone(), source.clone())));
         }
         sources.sort_by_key(|(_, source)| std::cmp::Reverse(source.rows()));
         let mut dealt: Vec<(u64, Vec<(View, Source)>)> = vec![(0, Vec::new()); self.partitions.max(1)];

@@ -13,6 +13,7 @@ mod cluster;
 mod compact;
 mod data;
 mod demo;
+mod duration;
 mod families;
 mod games;
 mod load;

@@ -195,17 +195,18 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
             }
         }
     }
-    if node.leads(shard)
-        && let Some(to) = compaction::gc_time(&node.config().compaction, view.state(), Hlc::from_millis(unix_ms()))
-    {
-        match node.move_gc_time(shard, to).await {
-            Ok(()) | Err(NodeError::Unavailable { .. }) => {}
-            Err(failure) => return Err(failure.into()),
-        }
-    }
     let rollups = view.rollups()?;
     if node.leads(shard) {
-        let game = GameId(view.state().game);
+        let (game, now) = (GameId(view.state().game), Hlc::from_millis(unix_ms()));
+        if let Some(to) = compaction::gc_time(&node.config().compaction, view.state(), now) {
+            passing(node.move_gc_time(shard, to).await)?;
+        }
+        let retention_ms = node.events_retention_ms(game);
+        if retention_ms > 0
+            && let Some(from_ms) = compaction::events_from(retention_ms, &view, now)?
+        {
+            passing(node.drop_events_before(shard, from_ms).await)?;
+        }
         let mut missing = node.missing_families(game, &view.families()?);
         missing.extend(node.missing_rollups(game, &rollups));
         for body in missing {
@@ -214,6 +215,11 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
     }
     done.covered = cover_next(node, shard, keyspace, &view, rollups).await?;
     Ok(done)
+}
+
+/// Takes what passes by itself as done: it is done in the next round.
+fn passing(done: Result<(), NodeError>) -> Result<(), NodeError> {
+    done.or_else(|failure| if failure.is_passing() { Ok(()) } else { Err(failure) })
 }
 
 /// Covers the next source of each of a shard's rollups.

@@ -1,5 +1,6 @@
-//! Carries out what [`galoo_storage::compaction::choose_merge`] chooses, one merge at a time, and removes the files that it
-//! leaves; beside the compactor, so that a long merge holds up neither sealing nor rollups.
+//! Carries out what [`galoo_storage::compaction::choose_expired`] and [`galoo_storage::compaction::choose_merge`] choose, one
+//! shard after the other, and removes the files that this leaves; beside the compactor, so that a long merge holds up
+//! neither sealing nor rollups.
 
 use std::{
     collections::HashMap,
@@ -10,9 +11,12 @@ use std::{
 
 use galoo_proto::{Keyspace, SegmentId, ShardId, record};
 use galoo_storage::{
-    compaction::{Eagerness, Retired, choose_merge, commit_merge, merge_segments},
+    compaction::{
+        Eagerness, Expired, Retired, choose_expired, choose_merge, commit_drop, commit_merge, covered_seq,
+        merge_segments,
+    },
     segment::Step,
-    view::Source,
+    view::{Source, View},
 };
 use tokio::{sync::watch, task::spawn_blocking};
 use tracing::{debug, warn};
@@ -47,7 +51,7 @@ pub async fn run(node: Arc<Node>, mut stopped: watch::Receiver<bool>) {
             if failed.contains_key(&shard) || retired.bytes() > RETIRED_BYTES_MAX || node.disk_room().is_err() {
                 continue;
             }
-            match merge(&node, shard, keyspace, &stopped).await {
+            match (Work { node: &node, shard, keyspace, stopped: &stopped }).next().await {
                 Ok(Some(segments)) => {
                     retired.add(node.engine().as_ref(), keyspace, &segments, Instant::now());
                     merged = true;
@@ -70,68 +74,112 @@ pub async fn run(node: Arc<Node>, mut stopped: watch::Receiver<bool>) {
     }
 }
 
-/// Merges what is chosen of a shard; returns the segments that are not there any more.
-async fn merge(
-    node: &Arc<Node>,
+/// A shard as a worker sees it, beside which nothing of its content is written anew.
+struct Work<'w> {
+    node: &'w Arc<Node>,
     shard: ShardId,
     keyspace: Keyspace,
-    stopped: &watch::Receiver<bool>,
-) -> anyhow::Result<Option<Vec<record::Segment>>> {
-    let view = match node.stale_view(shard) {
-        // Nothing is applied here yet.
-        Err(error) if error.is_passing() => return Ok(None),
-        view => view?,
-    };
-    let eager_through = node.eager().through(shard);
-    let (mut segments, mut is_built) = (Vec::new(), true);
-    for source in view.sources()? {
-        match source {
-            // What came since is not meant, or it would never end.
-            Source::Segment(segment) if eager_through.is_none_or(|through| segment.first_seq <= through.0) => {
-                segments.push(record::Segment::clone(segment));
-            }
-            Source::Segment(_) => {}
-            Source::Chunk(_) => is_built &= eager_through.is_none_or(|through| source.first_seq() > through),
-        }
-    }
-    // A view keeps the files of what was merged before.
-    drop(view);
-    let eagerness = if eager_through.is_some() { Eagerness::Always } else { Eagerness::WhenMany };
-    let Some(chosen) = choose_merge(&node.config().compaction, &segments, eagerness) else {
-        if let Some(through) = eager_through.filter(|_| is_built) {
-            node.eager().done(shard, through);
-        }
-        return Ok(None);
-    };
-    let segments = segments[chosen].to_vec();
-    let (files, inputs, stopping, node_then) = (node.files().clone(), segments.clone(), stopped.clone(), node.clone());
-    let rest = if eagerness == Eagerness::Always { REST_EAGER } else { REST };
-    let started = Instant::now();
-    let work = move || {
-        let mut worked_since = Instant::now();
-        let mut pace = || {
-            let busy = || node_then.is_busy().load(Ordering::Relaxed);
-            let mut left = worked_since.elapsed() * rest;
-            while busy() && !left.is_zero() && !*stopping.borrow() {
-                let nap = left.min(REST_MAX);
-                thread::sleep(nap);
-                left -= nap;
-            }
-            worked_since = Instant::now();
-            if *stopping.borrow() { Step::Cancel } else { Step::On }
+    stopped: &'w watch::Receiver<bool>,
+}
+
+impl Work<'_> {
+    /// Does what is chosen of a shard; returns the segments that are not there any more.
+    async fn next(&self) -> anyhow::Result<Option<Vec<record::Segment>>> {
+        let view = match self.node.stale_view(self.shard) {
+            // Nothing is applied here yet.
+            Err(error) if error.is_passing() => return Ok(None),
+            view => view?,
         };
-        merge_segments(&files, keyspace, &inputs, &mut pace)
-    };
-    let Some(merged) = spawn_blocking(work).await?? else { return Ok(None) };
-    let (engine, inputs, record) = (node.engine().clone(), segments.clone(), merged.clone());
-    let commit = move || commit_merge(&engine, keyspace, &inputs, &record);
-    let committed = node.commit(shard, keyspace, commit).await?;
-    let (count, bytes, took) = (segments.len(), merged.file_bytes, started.elapsed());
-    debug!(%shard, count, rows = merged.rows, bytes, committed, ?took, "merged segments");
-    if !committed {
-        node.files().remove(keyspace, SegmentId(merged.id))?;
+        let (from_ms, open) = (view.state().events_from_ms, view.state().open.unwrap_or_default().id);
+        let is_closed = |source: &&Source| !matches!(source, Source::Chunk(chunk) if chunk.id == open);
+        let sources: Vec<_> = view.sources()?.iter().filter(is_closed).cloned().collect();
+        match choose_expired(&sources, from_ms, covered_seq(&view)?) {
+            Some(Expired::Drop(range)) => self.drop_sources(view, sources[range].to_vec()).await,
+            Some(Expired::Rewrite(place)) => {
+                drop(view);
+                let Source::Segment(segment) = &sources[place] else { return Ok(None) };
+                self.rewrite(vec![record::Segment::clone(segment)], from_ms, REST).await
+            }
+            None => self.merge(view).await,
+        }
     }
-    Ok(committed.then_some(segments))
+
+    /// Lets go of sources whose events are not read any more.
+    async fn drop_sources(&self, view: View, sources: Vec<Source>) -> anyhow::Result<Option<Vec<record::Segment>>> {
+        let events: u64 = sources.iter().map(Source::rows).sum();
+        let engine = self.node.engine().clone();
+        let commit = move || commit_drop(&engine, &view, &sources);
+        let dropped = self.node.commit(self.shard, self.keyspace, commit).await?;
+        debug!(shard = %self.shard, events, committed = dropped.is_some(), "dropped events that are too old");
+        Ok(dropped)
+    }
+
+    /// Merges segments.
+    async fn merge(&self, view: View) -> anyhow::Result<Option<Vec<record::Segment>>> {
+        let eager_through = self.node.eager().through(self.shard);
+        let (mut segments, mut is_built) = (Vec::new(), true);
+        for source in view.sources()? {
+            match source {
+                // What came since is not meant, or it would never end.
+                Source::Segment(segment) if eager_through.is_none_or(|through| segment.first_seq <= through.0) => {
+                    segments.push(record::Segment::clone(segment));
+                }
+                Source::Segment(_) => {}
+                Source::Chunk(_) => is_built &= eager_through.is_none_or(|through| source.first_seq() > through),
+            }
+        }
+        let eagerness = if eager_through.is_some() { Eagerness::Always } else { Eagerness::WhenMany };
+        let Some(chosen) = choose_merge(&self.node.config().compaction, &segments, eagerness) else {
+            if let Some(through) = eager_through.filter(|_| is_built) {
+                self.node.eager().done(self.shard, through);
+            }
+            return Ok(None);
+        };
+        let segments = segments[chosen].to_vec();
+        let covered = covered_seq(&view)?;
+        let is_covered = segments.iter().all(|segment| segment.last_seq <= covered);
+        let from_ms = if is_covered { view.state().events_from_ms } else { i64::MIN };
+        // A view keeps the files of what was merged before.
+        drop(view);
+        self.rewrite(segments, from_ms, if eagerness == Eagerness::Always { REST_EAGER } else { REST }).await
+    }
+
+    /// Writes segments anew as one, without events before `from_ms`.
+    async fn rewrite(
+        &self,
+        segments: Vec<record::Segment>,
+        from_ms: i64,
+        rest: u32,
+    ) -> anyhow::Result<Option<Vec<record::Segment>>> {
+        let (keyspace, files, inputs) = (self.keyspace, self.node.files().clone(), segments.clone());
+        let (stopping, node) = (self.stopped.clone(), self.node.clone());
+        let started = Instant::now();
+        let work = move || {
+            let mut worked_since = Instant::now();
+            let mut pace = || {
+                let busy = || node.is_busy().load(Ordering::Relaxed);
+                let mut left = worked_since.elapsed() * rest;
+                while busy() && !left.is_zero() && !*stopping.borrow() {
+                    let nap = left.min(REST_MAX);
+                    thread::sleep(nap);
+                    left -= nap;
+                }
+                worked_since = Instant::now();
+                if *stopping.borrow() { Step::Cancel } else { Step::On }
+            };
+            merge_segments(&files, keyspace, &inputs, from_ms, &mut pace)
+        };
+        let Some(merged) = spawn_blocking(work).await?? else { return Ok(None) };
+        let (engine, inputs, record) = (self.node.engine().clone(), segments.clone(), merged.clone());
+        let commit = move || commit_merge(&engine, keyspace, &inputs, &record);
+        let committed = self.node.commit(self.shard, keyspace, commit).await?;
+        let (count, rows, bytes, took) = (segments.len(), merged.rows, merged.file_bytes, started.elapsed());
+        debug!(shard = %self.shard, count, rows, bytes, committed, ?took, "merged segments");
+        if !committed {
+            self.node.files().remove(keyspace, SegmentId(merged.id))?;
+        }
+        Ok(committed.then_some(segments))
+    }
 }
 
 async fn sweep(node: &Arc<Node>, retired: &mut Retired) -> anyhow::Result<()> {

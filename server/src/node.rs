@@ -240,7 +240,7 @@ impl Node {
         // What the meta group has committed may not be applied yet: games should be there when the node says that it
         // is ready. Without a majority the node is there all the same, so that nodes can be started one by one.
         match tokio::time::timeout(START_WAIT, node.barrier(ShardId(META_GROUP))).await {
-            Ok(done) => done?,
+            Ok(done) => drop(done?),
             Err(_) => warn!("no majority of the meta group answered within {START_WAIT:?}: serving what can be served"),
         }
         node.reconcile().await?;
@@ -269,19 +269,19 @@ impl Node {
         &self.config
     }
 
-    /// Commits what a worker made of a shard's content, between two commands; false where the shard is not in that keyspace
-    /// any more: its state was pulled anew meanwhile.
-    pub async fn commit(
+    /// Commits what a worker made of a shard's content, between two commands; nothing (false, none) where the shard is not in
+    /// that keyspace any more: its state was pulled anew meanwhile.
+    pub async fn commit<T: Default + Send + 'static>(
         &self,
         shard: ShardId,
         keyspace: Keyspace,
-        commit: impl FnOnce() -> galoo_storage::Result<bool> + Send + 'static,
-    ) -> galoo_storage::Result<bool> {
+        commit: impl FnOnce() -> galoo_storage::Result<T> + Send + 'static,
+    ) -> galoo_storage::Result<T> {
         let in_place = move |machine: &mut Machine| match machine {
             Machine::Shard(shard) if shard.keyspace() == keyspace => commit(),
-            _ => Ok(false),
+            _ => Ok(T::default()),
         };
-        self.driver.with_machine(GroupId(shard.0), in_place).await.unwrap_or(Ok(false))
+        self.driver.with_machine(GroupId(shard.0), in_place).await.unwrap_or_else(|| Ok(T::default()))
     }
 
     /// Whether there is room on the disk for more than what is stored.

@@ -7,19 +7,23 @@
 //! [`merge_segments`], [`commit_merge`]).
 
 mod merge;
+mod retention;
 
 use std::sync::Arc;
 
 use galoo_proto::{ChunkId, Hlc, Keyspace, SegmentId, Token, record};
 use prost::Message;
 
-pub use self::merge::{Eagerness, Retired, choose_merge, commit_merge, merge_segments};
+pub use self::{
+    merge::{Eagerness, Retired, choose_merge, commit_merge, merge_segments},
+    retention::{Expired, choose_expired, commit_drop, covered_seq, events_from},
+};
 use crate::{
     Error, Result,
     chunk::Run,
     engine::{Direction, Engine, Family, WriteBatch},
     key,
-    segment::{SegmentFiles, SegmentWriter},
+    segment::{SegmentFiles, SegmentWriter, has_file},
     view::{Source, View},
 };
 
@@ -220,14 +224,15 @@ pub fn keyspaces(engine: &dyn Engine) -> Result<std::collections::BTreeSet<Keysp
     Ok(found)
 }
 
-/// Returns the segments that rows of the engine name, in any of the keyspaces.
+/// Returns the segments whose files rows of the engine name, in any of the keyspaces.
 pub fn known_segments(
     engine: &dyn Engine,
     keyspaces: impl IntoIterator<Item = Keyspace>,
 ) -> Result<std::collections::HashSet<(Keyspace, SegmentId)>> {
     let mut known = std::collections::HashSet::new();
     for keyspace in keyspaces {
-        known.extend(crate::view::read_segments(engine, keyspace)?.iter().map(|one| (keyspace, SegmentId(one.id))));
+        let segments = crate::view::read_segments(engine, keyspace)?;
+        known.extend(segments.iter().filter(|one| has_file(one)).map(|one| (keyspace, SegmentId(one.id))));
     }
     Ok(known)
 }

@@ -16,11 +16,12 @@
 mod blocks;
 mod files;
 mod merge;
+mod quarantine;
 mod read;
 mod write;
 
 pub(crate) use self::{blocks::BLOCK_BYTES, files::failed, files::sync_folders, merge::merge, read::SegmentFile};
-pub use self::{files::SegmentFiles, read::SegmentScan, write::SegmentWriter};
+pub use self::{files::SegmentFiles, quarantine::DamagedSegment, read::SegmentScan, write::SegmentWriter};
 
 /// What long work does after a piece of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,11 @@ pub enum Step {
     On,
     /// Ends, and leaves nothing.
     Cancel,
+}
+
+/// Whether a segment has a file: where all of its events are gone there is none.
+pub fn has_file(record: &galoo_proto::record::Segment) -> bool {
+    record.rows > 0
 }
 
 /// The newest format of a segment that this version knows.

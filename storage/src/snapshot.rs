@@ -31,7 +31,7 @@ use crate::{
     Error, Result,
     engine::{Direction, Family, Reader},
     key,
-    segment::{SegmentFile, SegmentFiles},
+    segment::{SegmentFile, SegmentFiles, has_file},
     view::read_segments,
 };
 
@@ -149,7 +149,7 @@ impl Export {
     pub fn of_shard(reader: Arc<dyn Reader>, keyspace: Keyspace, files: &SegmentFiles) -> Result<Self> {
         let records = read_segments(reader.as_ref(), keyspace)?;
         let open = |record: record::Segment| files.open(keyspace, &record).map(|file| (record, file));
-        let files = records.into_iter().map(open).collect::<Result<_>>()?;
+        let files = records.into_iter().filter(has_file).map(open).collect::<Result<_>>()?;
         Ok(Self { files, ..Self::of_rows(reader, keyspace) })
     }
 

@@ -19,7 +19,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use galoo_proto::{ChunkId, Hlc, Keyspace, Seq, ShardId, record, rollup::Rollup, value::FamilyDefinition};
+use galoo_proto::{ChunkId, Hlc, Keyspace, RollupId, Seq, ShardId, record, rollup::Rollup, value::FamilyDefinition};
 use prost::Message;
 
 pub use self::{
@@ -119,11 +119,22 @@ impl Source {
 
     /// Events in it.
     pub fn rows(&self) -> u64 {
-        self.last_seq().0 + 1 - self.first_seq().0
+        match self {
+            Self::Chunk(chunk) => chunk.last_seq + 1 - chunk.first_seq,
+            Self::Segment(segment) => segment.rows,
+        }
+    }
+
+    /// Events that were dropped from it.
+    pub(crate) fn gone(&self) -> u64 {
+        match self {
+            Self::Chunk(_) => 0,
+            Self::Segment(segment) => segment.gone,
+        }
     }
 
     /// The first and the last event time in it.
-    fn times(&self) -> (i64, i64) {
+    pub(crate) fn times(&self) -> (i64, i64) {
         match self {
             Self::Chunk(chunk) => (chunk.time_min_ms, chunk.time_max_ms),
             Self::Segment(segment) => (segment.time_min_ms, segment.time_max_ms),
@@ -141,7 +152,7 @@ impl Source {
     }
 
     fn may_match(&self, filter: &EventFilter) -> bool {
-        if self.last_seq().0 < *filter.seqs.start() || *filter.seqs.end() < self.first_seq().0 {
+        if self.rows() == 0 || self.last_seq().0 < *filter.seqs.start() || *filter.seqs.end() < self.first_seq().0 {
             return false;
         }
         let (first, last) = self.times();
@@ -166,6 +177,8 @@ pub struct View {
     state: Arc<record::ShardState>,
     /// What expires by then has expired.
     now: Hlc,
+    /// Events of an earlier time are not read.
+    from_ms: i64,
     /// Read when they are first asked for: a cell needs none of them.
     sources: Arc<OnceLock<Vec<Source>>>,
     files: Arc<SegmentFiles>,
@@ -179,9 +192,9 @@ impl View {
     /// Returns `None` when the keyspace is empty.
     pub fn open(reader: Arc<dyn Reader>, keyspace: Keyspace, files: Arc<SegmentFiles>) -> Result<Option<Self>> {
         let Some(state) = shard::read_state(reader.as_ref(), keyspace)? else { return Ok(None) };
-        let (now, state) = (Hlc(state.hlc), Arc::new(state));
+        let (now, from_ms, state) = (Hlc(state.hlc), state.events_from_ms, Arc::new(state));
         let (sources, indexes, sparse) = Default::default();
-        Ok(Some(Self { reader, keyspace, state, now, sources, files, indexes, sparse }))
+        Ok(Some(Self { reader, keyspace, state, now, from_ms, sources, files, indexes, sparse }))
     }
 
     /// Says there where reads passed many rows for nothing.
@@ -224,6 +237,15 @@ impl View {
         Hlc(self.state.hlc)
     }
 
+    /// Reads the events that a rollup counts: also those that were dropped since it was made, as long as they are there.
+    pub(crate) fn for_rollup(&self, rollup: RollupId) -> Result<Self> {
+        let known = self.reader.get(Family::Meta, &key::rollup(self.keyspace, rollup))?;
+        // The shard may not have been told yet: then it will count from here on.
+        let Some(known) = known else { return Ok(self.clone()) };
+        let rollup = Rollup::decode(known.as_slice()).map_err(|error| Error::row("rollup", error))?;
+        Ok(Self { from_ms: rollup.events_from_ms, ..self.clone() })
+    }
+
     /// Chunks and segments, in order of seq.
     pub fn sources(&self) -> Result<&[Source]> {
         if let Some(known) = self.sources.get() {
@@ -241,7 +263,13 @@ impl View {
         let mut next = 1;
         for source in &sources {
             assert!(source.first_seq().0 == next, "INV-S4: {} behind #{}", source.first_seq(), next - 1);
-            next = source.last_seq().0 + 1;
+            let span = source.last_seq().0 + 1 - next;
+            assert!(
+                source.rows() + source.gone() == span,
+                "INV-S4: {} of {span} events from #{next} on",
+                source.rows()
+            );
+            next += span;
         }
         let last = self.state.last_seq;
         assert!(next == last + 1, "INV-S4: sources end at #{}, the shard at #{last}", next - 1);

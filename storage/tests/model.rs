@@ -17,14 +17,15 @@ mod scans;
 mod state;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
 use galoo_proto::{
     ChunkId, GameId, Hlc, Keyspace, Seq, ShardId, TokenRange,
     command::{
-        AppendEvents, BatchId, Command, DropRollup, MutatePlayer, Outcome, PropertyKinds, Seal, command::Body, outcome,
+        AppendEvents, BatchId, Command, DropEventsBefore, DropRollup, MutatePlayer, Outcome, PropertyKinds, Seal,
+        command::Body, outcome,
     },
     limits::PRODUCERS_MAX,
     value::{
@@ -63,6 +64,10 @@ enum Step {
     Build,
     /// Merges so many segments from a place on.
     Merge { from: usize, count: usize },
+    /// Drops the events before a time.
+    DropBefore(i64),
+    /// Lets go of what is not read any more, as far as that goes.
+    Expire,
     /// Defines a rollup.
     Define,
     /// Drops a rollup.
@@ -85,6 +90,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Seal),
         3 => Just(Step::Build),
         2 => (0usize..3, 2usize..4).prop_map(|(from, count)| Step::Merge { from, count }),
+        1 => (0i64..40).prop_map(Step::DropBefore),
+        2 => Just(Step::Expire),
         1 => Just(Step::Define),
         1 => (1u64..4).prop_map(Step::Drop),
         2 => Just(Step::Cover),
@@ -129,14 +136,24 @@ fn int(value: i64) -> Value {
 }
 
 /// What a shard must hold.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Model {
     events: Vec<Event>,
     counters: HashMap<String, i64>,
     numbers: HashMap<u64, Vec<Event>>,
-    rollups: BTreeSet<u64>,
+    rollups: rollups::Live,
+    /// Events before are not read any more.
+    from_ms: i64,
     /// Rollups that were ever defined: a number is never used again.
     defined: u64,
+}
+
+impl Model {
+    /// The events that are read, with their sequence numbers.
+    fn readable(&self) -> Vec<(u64, Event)> {
+        let all = (1..).zip(self.events.iter().cloned());
+        all.filter(|(_, event)| event.event_time_ms >= self.from_ms).collect()
+    }
 }
 
 struct World {
@@ -277,12 +294,9 @@ fn check(world: &World, model: &Model) {
     }
     let view = world.view();
     let stored: Vec<_> = view.events_after(Seq(0), EventFilter::default()).collect::<Result<_, _>>().expect("reads");
-    assert_eq!(
-        stored.iter().map(|event| event.seq).collect::<Vec<_>>(),
-        (1..=model.events.len() as u64).collect::<Vec<_>>()
-    );
-    let found: Vec<_> = stored.iter().map(|stored| said(stored.event.as_ref().expect("event"))).collect();
-    assert_eq!(found, model.events.iter().map(said).collect::<Vec<_>>());
+    let found: Vec<_> = stored.iter().map(|stored| (stored.seq, said(stored.event.as_ref().expect("event")))).collect();
+    let readable = model.readable();
+    assert_eq!(found, readable.iter().map(|(seq, event)| (*seq, said(event))).collect::<Vec<_>>());
     let kinds: Vec<_> = stored
         .iter()
         .map(|one| one.event.clone().expect("event"))
@@ -297,7 +311,7 @@ fn check(world: &World, model: &Model) {
     let catalog: HashMap<_, _> = view.properties().expect("reads").into_iter().collect();
     assert!(kinds.iter().all(|(name, kind)| kind.within(catalog[name])), "a value's kind is missing in the catalog");
     rollups::check(std::slice::from_ref(&view), &model.rollups, &model.events, &world.caches);
-    check_reads(&view, &model.events);
+    check_reads(&view, &readable);
     for player in 0..4u8 {
         let player = format!("p{player}");
         let cells = view.cells(&player, &Selection::Row.into()).expect("reads");
@@ -308,10 +322,11 @@ fn check(world: &World, model: &Model) {
 }
 
 /// Pages of players and tails from anywhere hold what the list holds, also from a view that is older than the indexes.
-fn check_reads(view: &View, events: &[Event]) {
-    for after in [0, events.len() / 2, events.len()] {
-        let seqs = view.events_after(Seq(after as u64), EventFilter::default()).map(|event| event.expect("reads").seq);
-        assert_eq!(seqs.collect::<Vec<_>>(), (after as u64 + 1..=events.len() as u64).collect::<Vec<_>>());
+fn check_reads(view: &View, events: &[(u64, Event)]) {
+    for after in [0, view.state().last_seq / 2, view.state().last_seq] {
+        let seqs = view.events_after(Seq(after), EventFilter::default()).map(|event| event.expect("reads").seq);
+        let expected = events.iter().map(|(seq, _)| *seq).filter(|seq| *seq > after);
+        assert_eq!(seqs.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     }
     for player in 0..4u8 {
         let player = format!("p{player}");
@@ -321,8 +336,7 @@ fn check_reads(view: &View, events: &[Event]) {
                 event_types: Some(vec!["t0".into(), "t1".into()]),
                 ..EventFilter::player(&player)
             };
-            let mut expected: Vec<_> =
-                events.iter().enumerate().map(|(at, event)| (event.event_time_ms, at as u64 + 1, event)).collect();
+            let mut expected: Vec<_> = events.iter().map(|(seq, event)| (event.event_time_ms, *seq, event)).collect();
             expected.retain(|(time, _, event)| {
                 event.player_id == player && filter.time_ms.contains(time) && event.event_type != "t2"
             });
@@ -372,7 +386,7 @@ fn run(steps: &[Step], world: &mut World) -> Model {
         }
     };
     // What a read that began earlier sees.
-    let mut older: Option<([View; 1], BTreeSet<u64>, Vec<Event>)> = None;
+    let mut older: Option<([View; 1], Model)> = None;
     for (at, step) in steps.iter().enumerate() {
         match step {
             Step::Append { number, events } => {
@@ -443,10 +457,16 @@ fn run(steps: &[Step], world: &mut World) -> Model {
                 }
                 world.retired.sweep(world.engine.as_ref(), &world.files).expect("sweeps");
             }
+            Step::DropBefore(time_ms) => {
+                world.apply(Body::DropEventsBefore(DropEventsBefore { time_ms: *time_ms }));
+                model.from_ms = model.from_ms.max(*time_ms);
+            }
+            Step::Expire if world.log.is_empty() => {}
+            Step::Expire => while merges::expire(world) {},
             Step::Define => {
                 model.defined += 1;
                 world.apply(Body::DefineRollup(rollups::definition(model.defined)));
-                model.rollups.insert(model.defined);
+                model.rollups.insert(model.defined, model.from_ms);
             }
             Step::Drop(id) => {
                 world.apply(Body::DropRollup(DropRollup { id: *id }));
@@ -461,12 +481,12 @@ fn run(steps: &[Step], world: &mut World) -> Model {
             }
         }
         check(world, &model);
-        if let Some((views, live, events)) = &older {
-            rollups::check(views, live, events, &world.caches);
-            check_reads(&views[0], events);
+        if let Some((views, model)) = &older {
+            rollups::check(views, &model.rollups, &model.events, &world.caches);
+            check_reads(&views[0], &model.readable());
         }
         if at % 3 == 0 && !world.log.is_empty() {
-            older = Some(([world.view()], model.rollups.clone(), model.events.clone()));
+            older = Some(([world.view()], model.clone()));
         }
     }
     model
@@ -548,9 +568,12 @@ fn a_flipped_bit_is_an_error_wherever_it_is() {
         std::fs::write(&path, &bad).expect("writes");
         // A fresh set of files: nothing is open or verified yet.
         let files = Arc::new(SegmentFiles::new(folder.path()).expect("folder"));
-        let view = View::open(world.engine.snapshot(), KEYSPACE, files).expect("opens").expect("there");
+        let view = View::open(world.engine.snapshot(), KEYSPACE, files.clone()).expect("opens").expect("there");
         let error = Checksum::of(&view).expect_err("a flipped bit").to_string();
         assert!(error.contains("corrupt segment at offset 0 of") && error.contains(".parquet"), "{error}");
+        // Whoever finds it, nobody reads the file any more.
+        let damaged: Vec<_> = files.damaged().iter().map(|one| (one.keyspace, one.seqs.clone())).collect();
+        assert_eq!(damaged, [(KEYSPACE, 1..=200)]);
     }
     // A file that was read before is found by the scrubber alone; from then on it is not read.
     let mut bad = good.clone();
@@ -569,9 +592,10 @@ fn a_flipped_bit_is_an_error_wherever_it_is() {
 
     std::fs::write(&path, &good[..good.len() - 1]).expect("writes");
     let files = Arc::new(SegmentFiles::new(folder.path()).expect("folder"));
-    let view = View::open(world.engine.snapshot(), KEYSPACE, files.clone()).expect("opens").expect("there");
+    let view = View::open(world.engine.snapshot(), KEYSPACE, files).expect("opens").expect("there");
     assert!(Checksum::of(&view).is_err(), "a file cut short");
     std::fs::write(&path, &good).expect("writes");
+    let files = Arc::new(SegmentFiles::new(folder.path()).expect("folder"));
     let view = View::open(world.engine.snapshot(), KEYSPACE, files).expect("opens").expect("there");
     assert_eq!(Checksum::of(&view).expect("sums"), before);
 }
@@ -582,8 +606,8 @@ fn a_segment_across_the_mark_counts_every_event_once() {
     let folder = tempfile::tempdir().expect("folder");
     let memory = MemoryEngine::default();
     let mut world = World::new(folder.path(), Arc::new(memory.clone()), Some(memory));
-    let live = BTreeSet::from([1, 2]);
-    live.iter().for_each(|id| drop(world.apply(Body::DefineRollup(rollups::definition(*id)))));
+    let live = rollups::Live::from([(1, 0), (2, 0)]);
+    live.keys().for_each(|id| drop(world.apply(Body::DefineRollup(rollups::definition(*id)))));
     let mut model = Model { rollups: live.clone(), ..Model::default() };
     for chunk in 1..=2u8 {
         let events: Vec<_> = (0..9u8).map(|i| event((i % 4, i64::from(i * chunk), i % 6))).collect();

@@ -154,7 +154,8 @@ pub async fn plan(context: &SessionContext, name: &str, select: &str) -> Result<
         return Err(unkept(format!("the group {} is not among the columns", aggregate.group_expr[hidden])));
     }
     let (version, statement) = (FORMAT_VERSION, select.to_owned());
-    let rollup = Rollup { version, id: 0, name: name.to_owned(), statement, bucket_ms, event_types, columns };
+    let name = name.to_owned();
+    let rollup = Rollup { version, name, statement, bucket_ms, event_types, columns, ..Default::default() };
     if !rollup.columns.iter().any(|column| matches!(column.kind, Some(Kind::Bucket(_)))) {
         return Err(unkept("GROUP BY needs time_bucket('width', event_time)"));
     }

@@ -24,7 +24,7 @@ use galoo_proto::{
 };
 use serde_json::json;
 
-use super::{Connection, Failure, families::duration_ms, output};
+use super::{Connection, Failure, duration::duration_or_never_ms, output};
 use crate::node::unix_ms;
 
 /// A player's id: clap itself does not say which argument is not UTF-8.
@@ -205,7 +205,7 @@ pub(super) struct PutArgs {
     #[arg(long, value_name = "VERSION")]
     if_version: Option<u64>,
     /// The new value expires so long after: 500ms, 90s, 15m, 12h, 30d; or never [default: as the family says]
-    #[arg(long, value_name = "TIME", conflicts_with = "delete", value_parser = ttl_ms)]
+    #[arg(long, value_name = "TIME", conflicts_with = "delete", value_parser = duration_or_never_ms)]
     ttl: Option<u64>,
     /// Store an event of this type with the change
     #[arg(long, value_name = "TYPE")]
@@ -217,11 +217,6 @@ pub(super) struct PutArgs {
     game: String,
     #[command(flatten)]
     connection: Connection,
-}
-
-/// When a value expires: 0 is never.
-fn ttl_ms(text: &str) -> Result<u64, String> {
-    if text == "never" { Ok(0) } else { duration_ms(text) }
 }
 
 /// Reads a value as people type it, of the kind that its family holds.

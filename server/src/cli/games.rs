@@ -1,9 +1,14 @@
-//! `galoo game`: create, list, drop.
+//! `galoo game`: create, alter, list, drop.
 
 use clap::Subcommand;
+use galoo_proto::admin::Game;
 use serde_json::json;
 
-use super::{Connection, Failure, output};
+use super::{
+    Connection, Failure,
+    duration::{duration_or_never_ms, duration_text},
+    output,
+};
 
 #[derive(Subcommand)]
 pub(super) enum GameCommand {
@@ -18,6 +23,17 @@ pub(super) enum GameCommand {
         /// Copies of each shard: 1, 3 or 5
         #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
         replicas: u32,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Change for how long a game's events are kept. What is dropped does not come back; rollups keep what they hold
+    #[command(after_help = "Example: galoo game alter sc2 --retention 90d")]
+    Alter {
+        /// Its name
+        name: String,
+        /// Drop events so long after their time: 90s, 15m, 12h, 30d; never
+        #[arg(long, value_name = "TIME", value_parser = duration_or_never_ms)]
+        retention: u64,
         #[command(flatten)]
         connection: Connection,
     },
@@ -37,27 +53,41 @@ pub(super) enum GameCommand {
     },
 }
 
+fn object(game: &Game) -> serde_json::Value {
+    let Game { name, shards, replicas, events_retention_ms, .. } = game;
+    json!({"name": name, "shards": shards, "replicas": replicas, "events_retention_ms": events_retention_ms})
+}
+
 pub(super) async fn run(command: GameCommand) -> Result<(), Failure> {
     match command {
         GameCommand::Create { name, shards, replicas, connection } => {
             let game = connection.connect().await?.create_game(&name, shards, replicas).await?;
             if connection.json {
-                output::line(json!({"name": game.name, "shards": game.shards, "replicas": game.replicas}))
+                output::line(object(&game))
             } else {
                 let (name, shards, replicas) = (game.name, game.shards, game.replicas);
                 output::line(format_args!("created game {name} with {shards} shards, {replicas} replicas each"))
             }
         }
+        GameCommand::Alter { name, retention, connection } => {
+            let game = connection.connect().await?.alter_game(&name, retention).await?;
+            if connection.json {
+                output::line(object(&game))
+            } else {
+                let (name, after) = (game.name, duration_text(game.events_retention_ms));
+                output::line(format_args!("game {name} drops events after: {after}"))
+            }
+        }
         GameCommand::List { connection } => {
             let games = connection.connect().await?.list_games().await?;
             if connection.json {
-                let object = |game: &galoo_proto::admin::Game| json!({"name": game.name, "shards": game.shards, "replicas": game.replicas});
                 output::line(serde_json::Value::from(games.iter().map(object).collect::<Vec<_>>()))
             } else {
-                let row = |game: galoo_proto::admin::Game| {
-                    vec![game.name, game.shards.to_string(), game.replicas.to_string()]
+                let row = |game: Game| {
+                    let (shards, replicas) = (game.shards.to_string(), game.replicas.to_string());
+                    vec![game.name, shards, replicas, duration_text(game.events_retention_ms)]
                 };
-                output::table(&["game", "shards", "replicas"], games.into_iter().map(row))
+                output::table(&["game", "shards", "replicas", "drops events after"], games.into_iter().map(row))
             }
         }
         GameCommand::Drop { name, connection } => {

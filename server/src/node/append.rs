@@ -222,6 +222,16 @@ impl Node {
         }
     }
 
+    /// Moves the time before which a shard's events are not read any more.
+    pub async fn drop_events_before(self: &Arc<Self>, shard: ShardId, time_ms: i64) -> Result<(), NodeError> {
+        let body = Body::DropEventsBefore(galoo_proto::command::DropEventsBefore { time_ms });
+        let outcome = self.propose(shard, body).await?;
+        match &outcome.result {
+            Some(outcome::Result::EventsDropped(_)) => Ok(()),
+            _ => Err(unexpected(shard, &outcome)),
+        }
+    }
+
     /// Seals a shard's open chunk, if it is still this one.
     pub async fn seal(self: &Arc<Self>, shard: ShardId, chunk: galoo_proto::ChunkId) -> Result<bool, NodeError> {
         let outcome = self.propose(shard, Body::Seal(galoo_proto::command::Seal { chunk: chunk.0 })).await?;

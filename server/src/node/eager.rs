@@ -82,7 +82,9 @@ impl Node {
             told.shards_failed += u64::from(self.eager.has_failed(view.shard()));
             told.shards_left += u64::from(self.eager.through(view.shard()).is_some());
             for source in view.sources()? {
-                if let Source::Segment(segment) = source {
+                if let Source::Segment(segment) = source
+                    && source.rows() > 0
+                {
                     told.segments += 1;
                     told.segment_bytes += segment.file_bytes;
                 }

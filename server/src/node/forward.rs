@@ -48,7 +48,11 @@ enum Room {
 impl Room {
     fn of(body: &Body) -> Self {
         match body {
-            Body::Seal(_) | Body::DropRollup(_) | Body::MoveGcTime(_) | Body::DropFamily(_) => Self::FromReserve,
+            Body::Seal(_)
+            | Body::DropRollup(_)
+            | Body::MoveGcTime(_)
+            | Body::DropFamily(_)
+            | Body::DropEventsBefore(_) => Self::FromReserve,
             Body::Append(_)
             | Body::Mutate(_)
             | Body::RegisterProducer(_)
@@ -318,12 +322,18 @@ impl Node {
         }
     }
 
-    /// Returns once everything acknowledged before the call is applied on this node, which has a replica of the shard.
-    pub(super) async fn barrier(&self, shard: ShardId) -> Result<(), NodeError> {
-        let group = GroupId(shard.0);
-        let index = self.read_index(group).await?;
+    /// Returns once everything acknowledged before the call is applied on this node, which has a replica of the shard: up to
+    /// this index.
+    pub(super) async fn barrier(&self, shard: ShardId) -> Result<u64, NodeError> {
+        let index = self.read_index(GroupId(shard.0)).await?;
+        self.applied(shard, index).await?;
+        Ok(index)
+    }
+
+    /// Returns once a shard has applied an index on this node.
+    pub(super) async fn applied(&self, shard: ShardId, index: u64) -> Result<(), NodeError> {
         let unavailable = |reason| NodeError::Unavailable { shard, reason };
-        match tokio::time::timeout(DEADLINE, self.driver.applied(group, index)).await {
+        match tokio::time::timeout(DEADLINE, self.driver.applied(GroupId(shard.0), index)).await {
             Ok(applied) => applied.map_err(unavailable),
             Err(_) => Err(unavailable(DriveError::NotReady("this node's replica is far behind"))),
         }

@@ -1,4 +1,4 @@
-//! Games: made, listed, dropped.
+//! Games: made, altered, listed, dropped.
 
 use std::sync::Arc;
 
@@ -6,9 +6,11 @@ use futures::{StreamExt, TryStreamExt};
 use galoo_cluster::META_GROUP;
 use galoo_consensus::GroupId;
 use galoo_proto::{
-    ShardId,
+    GameId, ShardId,
     limits::GAME_SHARDS_MAX,
-    meta::{CreateGame, DropGame, GameRecord, MetaOutcome, meta_command::Body, meta_outcome, rejection::Reason},
+    meta::{
+        AlterGame, CreateGame, DropGame, GameRecord, MetaOutcome, meta_command::Body, meta_outcome, rejection::Reason,
+    },
     validate::{self, Invalid},
 };
 
@@ -48,6 +50,20 @@ impl Node {
         let game = game(name, self.propose_meta(Body::CreateGame(create)).await?)?;
         self.wait_for_game(name).await?;
         Ok(game)
+    }
+
+    /// Changes for how long a game's events are kept, in milliseconds after their time; 0 is for ever. The shards' leaders drop
+    /// what is too old in the background.
+    pub async fn alter_game(self: &Arc<Self>, name: &str, events_retention_ms: u64) -> Result<GameRecord, NodeError> {
+        validate::events_retention(events_retention_ms)?;
+        let alter = AlterGame { name: name.to_owned(), events_retention_ms };
+        game(name, self.propose_meta(Body::AlterGame(alter)).await?)
+    }
+
+    /// For how long a game's events are kept; 0 is for ever.
+    pub fn events_retention_ms(&self, game: GameId) -> u64 {
+        let meta = self.meta.borrow();
+        meta.games().find(|known| known.id == game.0).map_or(0, |known| known.events_retention_ms)
     }
 
     /// Drops a game with everything in it.

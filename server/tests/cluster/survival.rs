@@ -147,3 +147,106 @@ fn a_node_that_was_long_away_catches_up_from_a_snapshot() {
     assert_eq!(wait_until("SQL is answered", || totals(&nodes, away).ok()), expected);
     assert!(done(nodes.stop(away)).success());
 }
+
+/// Files that rot or vanish are found, and the shards that they belong to are rebuilt from the other replicas.
+#[test]
+fn damaged_segments_are_replaced_from_the_other_nodes() {
+    let mut nodes = Nodes::formed(3);
+    let addrs = nodes.addrs();
+    let events = nodes.folder.path().join("events.ndjson");
+    write_events(&events, LINES);
+    galoo(&["game", "create", "g", "--shards", "3", "--replicas", "3", "--addr", &addrs[0]]).expect("created");
+    assert_eq!(report(import(&nodes.addresses(), &events))["events_stored"], LINES);
+    addrs.iter().for_each(|addr| drop(galoo(&["compact", "--game", "g", "--addr", addr]).expect("compacts")));
+    let expected = totals(&nodes, 0).expect("answers");
+    let agree = || {
+        let all: Vec<_> = addrs.iter().map(|addr| replicas(addr)).collect();
+        (all[0].len() == 3 && all.iter().all(|replica| *replica == all[0])).then_some(())
+    };
+    wait_until("replicas agree", agree);
+
+    // One file goes, a bit of each other one flips. What was read before the restart counts as checked; stopped, the node
+    // leaves nothing that only the log knows.
+    let hurt = 1;
+    assert!(done(nodes.stop(hurt)).success());
+    let folder = nodes.nodes()[hurt].data.join("segments");
+    let keyspaces = fs::read_dir(folder).expect("lists").map(|entry| entry.expect("lists").path());
+    let files: Vec<_> = keyspaces
+        .flat_map(|folder| fs::read_dir(folder).expect("lists"))
+        .map(|file| file.expect("lists").path())
+        .collect();
+    assert!(files.len() >= 3, "each shard has a segment: {files:?}");
+    for (at, file) in files.iter().enumerate() {
+        let mut bytes = fs::read(file).expect("reads");
+        let place = bytes.len() * (at + 1) / (files.len() + 2);
+        bytes[place] ^= 1 << (at % 8);
+        if at == 0 { fs::remove_file(file) } else { fs::write(file, bytes) }.expect("changes");
+    }
+    nodes.restart(hurt);
+    let damaged = || rows(&status(&addrs[hurt]), "damaged").count();
+    wait_until("whoever reads finds it, and nobody is told anything wrong", || {
+        let found = totals(&nodes, hurt);
+        assert!(found.is_err() || found.as_ref() == Ok(&expected), "{found:?}");
+        (agree().is_some() && found.is_ok() && damaged() == 0).then_some(())
+    });
+    let log = nodes.log(hurt);
+    assert!(log.contains("the file is missing") && log.contains("CRC"), "{log}");
+    assert!(log.matches("goes on from a snapshot").count() >= 3, "{log}");
+    assert_eq!(totals(&nodes, hurt).as_ref(), Ok(&expected));
+    assert!(done(nodes.stop(hurt)).success());
+}
+
+/// Events that are too old are not read any more on any node and their files go, once rollups hold them; rollups keep them.
+#[test]
+fn events_are_dropped_everywhere_after_their_retention() {
+    let mut nodes = Nodes::formed(3);
+    let addrs = nodes.addrs();
+    let events = nodes.folder.path().join("events.ndjson");
+    write_events(&events, LINES);
+    galoo(&["game", "create", "g", "--shards", "2", "--replicas", "3", "--addr", &addrs[0]]).expect("created");
+    let rollup = "create rollup daily as select time_bucket('1 day', event_time) as day, count(*) as events from events group by 1";
+    support::psql(nodes.pg(1), "g", rollup).expect("created");
+    assert_eq!(report(import(&nodes.addresses(), &events))["events_stored"], LINES);
+    let refused = galoo(&["game", "alter", "g", "--retention", "5ms", "--addr", &addrs[0]]).expect_err("too short");
+    assert!(refused.1.contains("events_retention_ms") && refused.1.contains("at least 1000"), "{refused:?}");
+    // Half of them are older. Events that are told of now are not.
+    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
+    let middle_ms = 1_700_000_000_000 + u128::from(LINES) * 10 / 2;
+    let retention = format!("{}ms", now_ms - middle_ms);
+    let altered = galoo(&["game", "alter", "g", "--retention", &retention, "--addr", &addrs[2]]).expect("altered");
+    assert_eq!(altered["events_retention_ms"].as_u64().map(u128::from), Some(now_ms - middle_ms));
+    append_now(&addrs[0]);
+    let left = |node| support::psql(nodes.pg(node), "g", "select count(*), min(event_time) from events");
+    let half = wait_until("half of them are dropped", || {
+        let rows = left(0).ok()?;
+        let count: u64 = rows[0][0].as_ref()?.parse().ok()?;
+        (count <= LINES / 2 + 1).then_some(count)
+    });
+    assert!(half > 1, "no more than what is too old");
+    galoo(&["game", "alter", "g", "--retention", "1h", "--addr", &addrs[1]]).expect("altered");
+    for node in 0..3 {
+        wait_until("all but the new one are dropped", || {
+            (left(node).ok()?[0][0].as_deref() == Some("1")).then_some(())
+        });
+        let kept = support::psql(nodes.pg(node), "g", "select sum(events) from daily").expect("answers");
+        assert_eq!(kept[0][0], Some((LINES + 1).to_string()), "the rollup keeps what it holds");
+    }
+    wait_until("files go", || {
+        let of =
+            |addr: &String| rows(&status(addr), "shards").filter_map(|shard| shard["segments"].as_u64()).sum::<u64>();
+        addrs.iter().all(|addr| of(addr) <= 2).then_some(())
+    });
+    wait_until("replicas agree", || {
+        let all: Vec<_> = addrs.iter().map(|addr| replicas(addr)).collect();
+        (all[0].len() == 2 && all.iter().all(|replica| *replica == all[0])).then_some(())
+    });
+    // A restart finds it so.
+    done(nodes.kill(&[0, 1, 2]));
+    done(nodes.start_again(&[0, 1, 2]));
+    assert_eq!(wait_until("SQL is answered", || nodes.events(2, "g").ok()), "1");
+    (0..3).for_each(|node| assert!(done(nodes.stop(node)).success()));
+}
+
+fn append_now(addr: &str) {
+    galoo(&["append", "ann", "login", "--game", "g", "--addr", addr]).expect("stored");
+}

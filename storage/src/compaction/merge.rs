@@ -16,7 +16,7 @@ use crate::{
     Result,
     engine::{Engine, Family, WriteBatch},
     key,
-    segment::{SegmentFiles, Step, merge},
+    segment::{SegmentFiles, Step, has_file, merge},
 };
 
 /// So many adjacent segments of a size are merged, so that an event is written again once for each eightfold growth.
@@ -38,7 +38,7 @@ pub enum Eagerness {
 /// Returns the places of the segments to merge next, if any. `segments` are a shard's, in order of seq.
 pub fn choose_merge(policy: &Policy, segments: &[record::Segment], eagerness: Eagerness) -> Option<Range<usize>> {
     let most = policy.merged_bytes_max;
-    // From `start` on, as many as fit together and are each smaller than `below`.
+    // From `start` on, as many as fit together and are each smaller than `below`. Those without a file come along.
     let run = |start: usize, below: u64| {
         let mut bytes = 0;
         let fits = segments[start..].iter().take(INPUTS_MAX).take_while(|segment| {
@@ -57,7 +57,7 @@ pub fn choose_merge(policy: &Policy, segments: &[record::Segment], eagerness: Ea
         }
     };
     let runs = sizes.iter().flat_map(|below| (0..segments.len()).map(|start| run(start, *below)));
-    runs.into_iter().find(|run| run.len() >= least)
+    runs.into_iter().find(|run| segments[run.clone()].iter().filter(|segment| has_file(segment)).count() >= least)
 }
 
 /// Returns the id of the segment that these are merged into: it is of no other one, ever.
@@ -67,23 +67,25 @@ fn merged_id(segments: &[record::Segment]) -> Option<SegmentId> {
     (merges < 1 << (u64::BITS - CHUNK_BITS)).then_some(SegmentId(merges << CHUNK_BITS | first))
 }
 
-/// Writes the file of a segment that holds what adjacent segments hold, and returns its record; `None` when `pace`, which is
-/// asked between batches, cancels it.
+/// Writes the file of a segment that holds what adjacent segments hold, but for events before `from_ms`, and returns its
+/// record; `None` when `pace`, which is asked between batches, cancels it.
 ///
-/// Nothing names the file until [`commit_merge`].
+/// Nothing names the file until [`commit_merge`]. There is none when no event is left.
 pub fn merge_segments(
     files: &SegmentFiles,
     keyspace: Keyspace,
     segments: &[record::Segment],
+    from_ms: i64,
     pace: &mut dyn FnMut() -> Step,
 ) -> Result<Option<record::Segment>> {
     let Some(id) = merged_id(segments) else { return Ok(None) };
     let mut inputs = Vec::with_capacity(segments.len());
     for segment in segments {
         // Opened anew: what was checked long ago is checked again before its file goes.
-        inputs.push((segment.clone(), files.open_anew(keyspace, segment)?));
+        let file = has_file(segment).then(|| files.open_anew(keyspace, segment)).transpose()?;
+        inputs.push((segment.clone(), file));
     }
-    merge(&inputs, &files.path(keyspace, id), id, pace)
+    merge(&inputs, &files.path(keyspace, id), id, from_ms, pace)
 }
 
 /// Puts a segment in the place of those that it was merged from, in one write.
@@ -107,8 +109,8 @@ pub fn commit_merge(
         next = segment.last_seq + 1;
         batch.delete(Family::Meta, key);
     }
-    let rows = next - merged.first_seq;
-    assert!(rows == merged.rows && next == merged.last_seq + 1, "INV-S5: {} rows of {rows}", merged.rows);
+    let (rows, span) = (merged.rows + merged.gone, next - merged.first_seq);
+    assert!(rows == span && next == merged.last_seq + 1, "INV-S5: {rows} events of {span}");
     batch.put(Family::Meta, key::segment(keyspace, SegmentId(merged.id)), merged.encode_to_vec());
     engine.write(batch)?;
     Ok(true)
@@ -141,7 +143,7 @@ impl Retired {
     /// Takes the files of segments whose rows were just removed.
     pub fn add(&mut self, engine: &dyn Engine, keyspace: Keyspace, segments: &[record::Segment], now: Instant) {
         let mark = engine.snapshot_mark();
-        self.files.extend(segments.iter().map(|segment| RetiredFile {
+        self.files.extend(segments.iter().filter(|segment| has_file(segment)).map(|segment| RetiredFile {
             keyspace,
             segment: SegmentId(segment.id),
             bytes: segment.file_bytes,
@@ -202,8 +204,10 @@ mod tests {
 
     fn chosen(bytes: &[u64], eagerness: Eagerness) -> Option<Range<usize>> {
         let policy = Policy { segment_bytes_min: 4, merged_bytes_max: 256, ..Policy::default() };
-        let segments: Vec<_> =
-            bytes.iter().map(|bytes| record::Segment { event_bytes: *bytes, ..Default::default() }).collect();
+        let segments: Vec<_> = bytes
+            .iter()
+            .map(|bytes| record::Segment { rows: *bytes, event_bytes: *bytes, ..Default::default() })
+            .collect();
         choose_merge(&policy, &segments, eagerness)
     }
 
@@ -229,6 +233,8 @@ mod tests {
         assert_eq!(always(&[100, 156]), Some(0..2));
         assert_eq!(always(&[100, 157, 99, 100]), Some(1..3));
         assert_eq!(always(&[256, 1, 256]), None);
+        assert_eq!(always(&[100, 0]), None, "where nothing is left there is nothing to merge");
+        assert_eq!(always(&[0, 100, 0, 100]), Some(0..4));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{
     Result,
     engine::{Direction, Family},
     key,
-    view::View,
+    view::{Source, View},
 };
 
 /// The merged cells of a range of buckets.
@@ -124,13 +124,19 @@ impl Merged {
         Ok(true)
     }
 
-    /// Whether reading the store's cells anew costs less than folding the events between these marks and the store's.
+    /// Whether the store's cells are to be read anew: because some events between these marks and the store's were dropped,
+    /// or because that costs less than folding them.
     ///
     /// An event costs about as much to fold as a cell to read.
     pub(super) fn is_far_behind(&self, definition: &Definition, views: &[View]) -> Result<bool> {
         let mut events = 0;
         for (mine, view) in self.marks.iter().zip(views) {
-            events += mark(view.reader(), view.keyspace(), definition.id)?.saturating_sub(*mine);
+            let stored = mark(view.reader(), view.keyspace(), definition.id)?;
+            let is_covered = |source: &Source| source.gone() > 0 && source.first_seq().0 <= stored;
+            if *mine < stored && view.sources_behind(Seq(*mine))?.iter().any(is_covered) {
+                return Ok(true);
+            }
+            events += stored.saturating_sub(*mine);
         }
         Ok(events > self.read.max(self.cells.len() as u64))
     }

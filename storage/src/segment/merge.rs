@@ -3,8 +3,8 @@
 use std::{path::Path, sync::Arc};
 
 use arrow::{
-    array::{ArrayRef, AsArray, Int64Array, StringViewArray, new_null_array},
-    compute::interleave_record_batch,
+    array::{ArrayRef, AsArray, BooleanArray, Int64Array, StringViewArray, new_null_array},
+    compute::{filter_record_batch, interleave_record_batch},
     datatypes::{DataType, Field, Int64Type, Schema, SchemaRef},
     record_batch::RecordBatch,
 };
@@ -12,7 +12,7 @@ use galoo_proto::{SegmentId, limits::PROPERTIES_MAX, record};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use super::{
-    FORMAT_VERSION, PropertyTag, Step, names,
+    FORMAT_VERSION, PropertyTag, Step, has_file, names,
     read::SegmentFile,
     write::{FileWriter, Packing},
 };
@@ -105,30 +105,57 @@ impl Order {
     }
 }
 
+/// The rows of a segment that are kept, a batch at a time.
+struct Batches {
+    batches: ParquetRecordBatchReader,
+    from_ms: i64,
+}
+
+impl Batches {
+    fn open(file: &SegmentFile, rows: usize, from_ms: i64) -> Result<Self> {
+        let (blocks, metadata) = file.reader();
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(blocks, metadata);
+        Ok(Self { batches: builder.with_batch_size(rows).build()?, from_ms })
+    }
+
+    /// Returns the next rows, at least one; `None` at the end.
+    fn next(&mut self, columns: &Columns) -> Result<Option<(RecordBatch, Order)>> {
+        loop {
+            let Some(batch) = self.batches.next().transpose()? else { return Ok(None) };
+            let mut batch = columns.align(&batch)?;
+            let mut order = Order::of(&batch)?;
+            let is_kept = |time: i64| time >= self.from_ms;
+            if !order.times.values().iter().copied().all(is_kept) {
+                let kept = BooleanArray::from_unary(&order.times, is_kept);
+                batch = filter_record_batch(&batch, &kept)?;
+                order = Order::of(&batch)?;
+            }
+            if batch.num_rows() > 0 {
+                return Ok(Some((batch, order)));
+            }
+        }
+    }
+}
+
 /// One segment, from its next row on.
 struct Input {
-    batches: ParquetRecordBatchReader,
+    batches: Batches,
     batch: RecordBatch,
     order: Order,
     row: usize,
 }
 
 impl Input {
-    /// Opens a segment; `None` when it has no rows.
-    fn open(file: &SegmentFile, columns: &Columns, rows: usize) -> Result<Option<Self>> {
-        let (blocks, metadata) = file.reader();
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(blocks, metadata);
-        let mut batches = builder.with_batch_size(rows).build()?;
-        let Some(batch) = batches.next().transpose()? else { return Ok(None) };
-        let batch = columns.align(&batch)?;
-        Ok(Some(Self { batches, order: Order::of(&batch)?, batch, row: 0 }))
+    /// Begins with a segment; `None` when nothing of it is kept.
+    fn open(mut batches: Batches, columns: &Columns) -> Result<Option<Self>> {
+        let Some((batch, order)) = batches.next(columns)? else { return Ok(None) };
+        Ok(Some(Self { batches, batch, order, row: 0 }))
     }
 
     /// Goes on to the next batch; returns false at the end.
     fn refill(&mut self, columns: &Columns) -> Result<bool> {
-        let Some(batch) = self.batches.next().transpose()? else { return Ok(false) };
-        self.batch = columns.align(&batch)?;
-        (self.order, self.row) = (Order::of(&self.batch)?, 0);
+        let Some((batch, order)) = self.batches.next(columns)? else { return Ok(false) };
+        (self.batch, self.order, self.row) = (batch, order, 0);
         Ok(true)
     }
 
@@ -137,30 +164,37 @@ impl Input {
     }
 }
 
-/// Writes the segment that holds what adjacent segments hold, and returns its record; `None` when it was cancelled.
+/// Writes the segment that holds what adjacent segments hold, but for events before `from_ms`, and returns its record; `None`
+/// when it was cancelled. There is no file when no event is left.
 ///
 /// `pace` is asked before each batch, and may take its time.
 pub(crate) fn merge(
-    inputs: &[(record::Segment, Arc<SegmentFile>)],
+    inputs: &[(record::Segment, Option<Arc<SegmentFile>>)],
     path: &Path,
     id: SegmentId,
+    from_ms: i64,
     pace: &mut dyn FnMut() -> Step,
 ) -> Result<Option<record::Segment>> {
-    let files: Vec<_> = inputs.iter().map(|(_, file)| file.clone()).collect();
+    let files: Vec<_> = inputs.iter().filter_map(|(_, file)| file.clone()).collect();
     let columns = Columns::of(&files);
-    let players = inputs.iter().map(|(record, _)| record.players).sum::<u64>();
+    let records = || inputs.iter().map(|(record, _)| record);
+    let live = || records().filter(|record| has_file(record));
+    let players = records().map(|record| record.players).sum::<u64>();
     let mut writer = FileWriter::create(path, &columns.schema, Packing::Merged { players })?;
-    let rows = match write_all(&mut writer, &files, &columns, pace) {
+    let rows = match write_all(&mut writer, &files, &columns, from_ms, pace) {
         Ok(Some(rows)) => rows,
         ended => {
             writer.cancel()?;
             return ended.map(|_| None);
         }
     };
-    let (file_bytes, block_crcs) = writer.finish()?;
-    let records = || inputs.iter().map(|(record, _)| record);
-    let expected: u64 = records().map(|record| record.rows).sum();
-    assert!(rows == expected, "INV-S5: a segment of {rows} rows of segments with {expected}");
+    let (file_bytes, block_crcs) =
+        if rows > 0 { writer.finish()? } else { writer.cancel().map(|()| (0, Vec::new()))? };
+    let before: u64 = records().map(|record| record.rows).sum();
+    let kept_whole = live().all(|record| record.time_min_ms >= from_ms);
+    assert!(rows == before || (rows < before && !kept_whole), "INV-S5: {rows} rows of segments with {before}");
+    let event_bytes = u128::from(records().map(|record| record.event_bytes).sum::<u64>());
+    let left_bytes = event_bytes * u128::from(rows) / u128::from(before.max(1));
     Ok(Some(record::Segment {
         version: FORMAT_VERSION,
         id: id.0,
@@ -169,14 +203,15 @@ pub(crate) fn merge(
         first_seq: records().map(|record| record.first_seq).min().unwrap_or_default(),
         last_seq: records().map(|record| record.last_seq).max().unwrap_or_default(),
         rows,
-        time_min_ms: records().map(|record| record.time_min_ms).min().unwrap_or_default(),
-        time_max_ms: records().map(|record| record.time_max_ms).max().unwrap_or_default(),
-        token_min: records().map(|record| record.token_min).min().unwrap_or_default(),
-        token_max: records().map(|record| record.token_max).max().unwrap_or_default(),
+        time_min_ms: live().map(|record| record.time_min_ms.max(from_ms)).min().unwrap_or_default(),
+        time_max_ms: live().map(|record| record.time_max_ms).max().unwrap_or_default(),
+        token_min: live().map(|record| record.token_min).min().unwrap_or_default(),
+        token_max: live().map(|record| record.token_max).max().unwrap_or_default(),
         file_bytes,
         block_crcs,
         players,
-        event_bytes: records().map(|record| record.event_bytes).sum(),
+        event_bytes: u64::try_from(left_bytes).unwrap_or(u64::MAX),
+        gone: records().map(|record| record.gone).sum::<u64>() + before - rows,
     }))
 }
 
@@ -185,13 +220,14 @@ fn write_all(
     writer: &mut FileWriter,
     files: &[Arc<SegmentFile>],
     columns: &Columns,
+    from_ms: i64,
     pace: &mut dyn FnMut() -> Step,
 ) -> Result<Option<u64>> {
     let values = columns.schema.fields().len() * files.len();
     let batch_rows = (BATCH_VALUES_MAX / values.max(1)).clamp(1, BATCH_ROWS_MAX);
     let mut open = Vec::with_capacity(files.len());
     for file in files {
-        open.extend(Input::open(file, columns, batch_rows)?);
+        open.extend(Input::open(Batches::open(file, batch_rows, from_ms)?, columns)?);
     }
     let mut rows = 0;
     while !open.is_empty() {

@@ -4,7 +4,7 @@ use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use galoo_proto::{
     ChunkId, Hlc, RollupId, Seq, Token, TokenRange,
-    command::{Command, GcTimeMoved, Outcome, Sealed, command::Body, outcome, rejection::Reason},
+    command::{Command, EventsDropped, GcTimeMoved, Outcome, Sealed, command::Body, outcome, rejection::Reason},
     record,
 };
 use prost::Message;
@@ -211,6 +211,7 @@ impl Turn<'_> {
             Some(Body::DefineFamily(family)) => Ok(self.define_family(family)),
             Some(Body::DropFamily(drop)) => Ok(self.drop_family(&drop)),
             Some(Body::MoveGcTime(to)) => Ok(self.move_gc_time(Hlc(to.to))),
+            Some(Body::DropEventsBefore(drop)) => Ok(self.drop_events_before(drop.time_ms)),
         }
     }
 
@@ -220,6 +221,13 @@ impl Turn<'_> {
         self.state.gc_hlc = self.state.gc_hlc.max(to);
         let moved = GcTimeMoved { gc_hlc: self.state.gc_hlc };
         Outcome { result: Some(outcome::Result::GcTimeMoved(moved)) }
+    }
+
+    /// Moves the time before which events are not read; never back.
+    fn drop_events_before(&mut self, time_ms: i64) -> Outcome {
+        self.state.events_from_ms = self.state.events_from_ms.max(time_ms);
+        let dropped = EventsDropped { from_ms: self.state.events_from_ms };
+        Outcome { result: Some(outcome::Result::EventsDropped(dropped)) }
     }
 
     /// Refuses what was cut for another range than the shard has.

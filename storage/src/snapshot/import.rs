@@ -15,7 +15,7 @@ use crate::{
     Error, Result,
     engine::{Direction, Engine, Family, WriteBatch},
     key,
-    segment::{BLOCK_BYTES, SegmentFiles, failed, sync_folders},
+    segment::{BLOCK_BYTES, SegmentFiles, failed, has_file, sync_folders},
     shard,
     view::read_segments,
 };
@@ -143,6 +143,7 @@ impl Import {
         }
         if self.files.is_some() {
             let mut named = read_segments(self.engine.as_ref(), self.keyspace)?;
+            named.retain(has_file);
             let mut here = self.segments;
             named.sort_by_key(|segment| segment.id);
             here.sort_by_key(|segment| segment.id);

@@ -27,7 +27,8 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 pub type Batches = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
 
 impl View {
-    /// Returns the events of one source that pass the filter: a chunk's in order of seq, a segment's in its own.
+    /// Returns the events of one source that pass the filter and were not dropped: a chunk's in order of seq, a segment's in
+    /// its own.
     ///
     /// Nothing is returned of a source that cannot hold a match.
     pub fn source_batches(
@@ -36,6 +37,11 @@ impl View {
         columns: &Arc<[Column]>,
         filter: &Arc<EventFilter>,
     ) -> Result<Batches> {
+        let (from_ms, time_ms) = (self.from_ms, &filter.time_ms);
+        let narrowed = (source.times().0 < from_ms && time_ms.start < from_ms).then(|| {
+            Arc::new(EventFilter { time_ms: from_ms..time_ms.end.max(from_ms), ..EventFilter::clone(filter) })
+        });
+        let filter = narrowed.as_ref().unwrap_or(filter);
         if !source.may_match(filter) {
             return Ok(Box::new(std::iter::empty()));
         }

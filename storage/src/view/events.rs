@@ -42,10 +42,10 @@ impl Events {
 
     /// Reads on in the source that comes next; returns false at the end.
     fn read_on(&mut self) -> Result<bool> {
-        let next = self.view.sources()?.iter().find(|source| source.last_seq() > self.after).cloned();
-        let Some(source) = next else { return Ok(false) };
+        let is_next = |source: &&Source| source.last_seq() > self.after && source.rows() > 0;
+        let Some(source) = self.view.sources()?.iter().find(is_next).cloned() else { return Ok(false) };
         let columns = self.columns.clone();
-        let first = (self.after.0 + 1).max(*self.filter.seqs.start());
+        let first = (self.after.0 + 1).max(source.first_seq().0).max(*self.filter.seqs.start());
         let mut rows = (WINDOW_BYTES / source.event_bytes_mean()).max(1);
         loop {
             let last = source.last_seq().0.min(first.saturating_add(rows - 1));

@@ -91,13 +91,14 @@ impl View {
         after: Option<Position>,
         limit: usize,
     ) -> Result<PlayerPage> {
-        let mut times = filter.time_ms.start..=filter.time_ms.end.saturating_sub(1);
+        let mut times = filter.time_ms.start.max(self.from_ms)..=filter.time_ms.end.saturating_sub(1);
         match (after, direction) {
             (None, _) => {}
             (Some((time_ms, _)), Direction::Forward) => times = time_ms.max(*times.start())..=*times.end(),
             (Some((time_ms, _)), Direction::Backward) => times = *times.start()..=time_ms.min(*times.end()),
         }
-        let mut left: Vec<_> = self.sources()?.iter().map(|source| Stretch::of(source, &times)).collect();
+        let sources = self.sources()?.iter().filter(|source| source.rows() > 0);
+        let mut left: Vec<_> = sources.map(|source| Stretch::of(source, &times)).collect();
         let mut filling = Filling { direction, after, limit, events: Vec::new(), more: false };
         loop {
             left.retain(|stretch| stretch.first <= stretch.last);

@@ -3,8 +3,12 @@
 use arrow::{array::AsArray, datatypes::Int64Type};
 use galoo_proto::{command::Seal, record, value::Event};
 use galoo_storage::{
-    compaction::{Eagerness, Policy, choose_merge, commit_merge, merge_segments},
+    compaction::{
+        Eagerness, Expired, Policy, choose_expired, choose_merge, commit_drop, commit_merge, covered_seq,
+        merge_segments,
+    },
     segment::Step,
+    view::{Condition, Test},
 };
 
 use super::*;
@@ -19,15 +23,42 @@ pub(super) fn segments(world: &World) -> Vec<record::Segment> {
     segments.collect()
 }
 
-/// Merges some segments; returns whether that came through.
+/// Merges some segments, and leaves out what is not read any more and no rollup lacks; returns whether that came through.
 pub(super) fn merge(world: &mut World, segments: &[record::Segment]) -> bool {
-    let merged = merge_segments(&world.files, world.keyspace, segments, &mut || Step::On).expect("merges");
+    let view = world.view();
+    let covered = covered_seq(&view).expect("reads");
+    let is_covered = segments.iter().all(|segment| segment.last_seq <= covered);
+    let from_ms = if is_covered { view.state().events_from_ms } else { i64::MIN };
+    drop(view);
+    let merged = merge_segments(&world.files, world.keyspace, segments, from_ms, &mut || Step::On).expect("merges");
     let merged = merged.expect("is not cancelled");
     let committed = commit_merge(&world.engine, world.keyspace, segments, &merged).expect("commits");
     if committed {
         world.retired.add(world.engine.as_ref(), world.keyspace, segments, std::time::Instant::now());
     }
     committed
+}
+
+/// Does what is to be done next about events that are not read any more; returns whether there was anything.
+pub(super) fn expire(world: &mut World) -> bool {
+    let view = world.view();
+    let open = world.shard.state().open.unwrap_or_default().id;
+    let is_closed = |source: &&Source| !matches!(source, Source::Chunk(chunk) if chunk.id == open);
+    let sources: Vec<_> = view.sources().expect("reads").iter().filter(is_closed).cloned().collect();
+    match choose_expired(&sources, view.state().events_from_ms, covered_seq(&view).expect("reads")) {
+        None => return false,
+        Some(Expired::Drop(range)) => {
+            let dropped =
+                commit_drop(&world.engine, &view, &sources[range.clone()]).expect("commits").expect("is there");
+            assert_eq!(commit_drop(&world.engine, &view, &sources[range]).expect("reads"), None, "twice");
+            world.retired.add(world.engine.as_ref(), world.keyspace, &dropped, std::time::Instant::now());
+        }
+        Some(Expired::Rewrite(at)) => {
+            let Source::Segment(segment) = &sources[at] else { panic!("no segment") };
+            assert!(merge(world, &[record::Segment::clone(segment)]));
+        }
+    }
+    true
 }
 
 /// A world with a segment of each of some batches.
@@ -78,6 +109,16 @@ fn a_merge_of_more_properties_than_columns_loses_none() {
         texts
     };
     let names = ["p0", "p998", "p2101", "p3490"];
+    // Wherever a property is, a condition finds it.
+    let having = |world: &World, name: &str| {
+        let conditions = vec![Condition { property: name.to_owned(), test: Test::Exists }];
+        let found = world.view().events_after(Seq(0), EventFilter { conditions, ..EventFilter::default() });
+        found.map(|event| event.expect("reads").seq).collect::<Vec<_>>()
+    };
+    let with = |name: &str| -> Vec<u64> {
+        let all = (1..).zip(&before);
+        all.filter(|(_, said)| said.3.get(name).is_some()).map(|(seq, _)| seq).collect()
+    };
     let read_before = names.map(|name| texts(&world, name));
     assert!(read_before.iter().all(|texts| texts.values().any(Option::is_some)));
     for _ in 0..2 {
@@ -86,6 +127,7 @@ fn a_merge_of_more_properties_than_columns_loses_none() {
         assert!(merge(&mut world, first));
         assert_eq!(stored(&world), before);
         assert_eq!(names.map(|name| texts(&world, name)), read_before, "a column reads what has no column");
+        assert_eq!(names.map(|name| having(&world, name)), names.map(with), "and so does a condition");
         if then.len() > 1 {
             assert!(merge(&mut world, then));
             assert_eq!(stored(&world), before);
@@ -142,7 +184,7 @@ fn a_cancelled_merge_leaves_nothing() {
     let policy = Policy::default();
     assert_eq!(choose_merge(&policy, &all, Eagerness::WhenMany), None);
     assert_eq!(choose_merge(&policy, &all, Eagerness::Always), Some(0..2));
-    let cancelled = merge_segments(&world.files, world.keyspace, &all, &mut || Step::Cancel).expect("ends");
+    let cancelled = merge_segments(&world.files, world.keyspace, &all, 0, &mut || Step::Cancel).expect("ends");
     assert_eq!(cancelled, None);
     let keyspace = folder.path().join(world.keyspace.to_string());
     assert_eq!(std::fs::read_dir(keyspace).expect("lists").count(), 2);

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use galoo_proto::{
     admin::{
-        ChecksumRequest, ChecksumResponse, CompactRequest, CompactResponse, CreateGameRequest, CreateGameResponse,
-        DefineFamilyRequest, DefineFamilyResponse, DropFamilyRequest, DropFamilyResponse, DropGameRequest,
-        DropGameResponse, Game, InitClusterRequest, InitClusterResponse, ListFamiliesRequest, ListFamiliesResponse,
-        ListGamesRequest, ListGamesResponse, ShardChecksum, StatusRequest, StatusResponse, TopologyRequest,
-        TopologyResponse, admin_server::Admin,
+        AlterGameRequest, AlterGameResponse, ChecksumRequest, ChecksumResponse, CompactRequest, CompactResponse,
+        CreateGameRequest, CreateGameResponse, DefineFamilyRequest, DefineFamilyResponse, DropFamilyRequest,
+        DropFamilyResponse, DropGameRequest, DropGameResponse, Game, InitClusterRequest, InitClusterResponse,
+        ListFamiliesRequest, ListFamiliesResponse, ListGamesRequest, ListGamesResponse, ShardChecksum, StatusRequest,
+        StatusResponse, TopologyRequest, TopologyResponse, admin_server::Admin,
     },
     meta::GameRecord,
 };
@@ -22,7 +22,8 @@ const START_WAIT: std::time::Duration = std::time::Duration::from_secs(15);
 pub(super) struct AdminService(pub(super) Arc<Door>);
 
 fn game(record: GameRecord) -> Game {
-    Game { id: record.id, name: record.name, shards: record.shards, replicas: record.replicas }
+    let GameRecord { id, name, shards, replicas, events_retention_ms } = record;
+    Game { id, name, shards, replicas, events_retention_ms }
 }
 
 #[tonic::async_trait]
@@ -31,6 +32,12 @@ impl Admin for AdminService {
         let request = request.into_inner();
         let record = self.0.node()?.create_game(&request.name, request.shards, request.replicas).await?;
         Ok(Response::new(CreateGameResponse { game: Some(game(record)) }))
+    }
+
+    async fn alter_game(&self, request: Request<AlterGameRequest>) -> Result<Response<AlterGameResponse>, Status> {
+        let AlterGameRequest { name, events_retention_ms } = request.into_inner();
+        let record = self.0.node()?.alter_game(&name, events_retention_ms).await?;
+        Ok(Response::new(AlterGameResponse { game: Some(game(record)) }))
     }
 
     async fn list_games(&self, _: Request<ListGamesRequest>) -> Result<Response<ListGamesResponse>, Status> {
@@ -80,7 +87,8 @@ impl Admin for AdminService {
         // A node that waits for its cluster has no more to tell.
         if self.0.begun().is_some() {
             let node = self.0.starting_node()?.clone();
-            status.damaged = node.damaged();
+            let damaged = node.damaged();
+            status.damaged = damaged.iter().map(|(shard, one)| format!("{shard}: {}", one.error)).collect();
             status.games = node.games().into_iter().map(game).collect();
             let local = node.clone();
             let shards = tokio::task::spawn_blocking(move || local.shard_status()).await;
