@@ -196,6 +196,18 @@ impl Client {
         self.admin(&request, |mut admin, request| async move { admin.drop_game(request).await }).await.map(|_| ())
     }
 
+    /// Forgets a player of a game: returns what became of everything that was there.
+    pub async fn forget_player(&self, game: &str, player_id: &str) -> Result<admin::ForgetPlayerResponse> {
+        let request = admin::ForgetPlayerRequest { game: game.to_owned(), player_id: player_id.to_owned() };
+        self.admin(&request, |mut admin, request| async move { admin.forget_player(request).await }).await
+    }
+
+    /// Forgotten players of whom a node's replicas of a game may still hold events.
+    pub async fn list_erasures(&self, game: &str) -> Result<admin::ListErasuresResponse> {
+        let request = admin::ListErasuresRequest { game: game.to_owned() };
+        self.admin(&request, |mut admin, request| async move { admin.list_erasures(request).await }).await
+    }
+
     /// Declares a family of a game's cells, or declares it anew.
     pub async fn define_family(&self, game: &str, family: FamilyDefinition) -> Result<FamilyDefinition> {
         let request = admin::DefineFamilyRequest { game: game.to_owned(), family: Some(family) };
@@ -325,6 +337,16 @@ impl Client {
         request: data::ScanPlayerRequest,
     ) -> Result<impl Stream<Item = Result<data::ScanResponse>> + use<>> {
         let ask = |mut data: DataClient<Channel>, request| async move { data.scan_player(request).await };
+        let to = To::LeaderOf { game: &request.game, player: &request.player_id };
+        Ok(self.ask(to, Repeat::Always, &request, ask).await?.map_err(Error::from))
+    }
+
+    /// Everything that is known of one player: cells with all values that are listed, then events in order of time.
+    pub async fn export_player(
+        &self,
+        request: data::ExportPlayerRequest,
+    ) -> Result<impl Stream<Item = Result<data::ScanResponse>> + use<>> {
+        let ask = |mut data: DataClient<Channel>, request| async move { data.export_player(request).await };
         let to = To::LeaderOf { game: &request.game, player: &request.player_id };
         Ok(self.ask(to, Repeat::Always, &request, ask).await?.map_err(Error::from))
     }

@@ -36,6 +36,8 @@ pub const CELL_VERSIONS_MAX: u32 = 100;
 pub const TTL_MS_MAX: u64 = 100 * 365 * 86_400_000;
 /// Events are kept for at least this long after their time, in milliseconds, and at most for [`TTL_MS_MAX`].
 pub const RETENTION_MS_MIN: u64 = 1_000;
+/// A shard takes no further player to forget while it still removes the events of so many.
+pub const ERASURES_MAX: usize = 10_000;
 /// A qualifier has 1 to this many bytes.
 pub const QUALIFIER_BYTES_MAX: usize = 1 << 10;
 /// A cell's value has at most this many bytes.

@@ -18,6 +18,7 @@ mod families;
 mod games;
 mod load;
 mod output;
+mod privacy;
 mod serve;
 mod sql;
 mod status;
@@ -71,6 +72,12 @@ enum Command {
     /// Read events: a player's in order of time, or a game's shard by shard
     #[command(after_help = "Example: galoo scan --game rpg --player ann --newest-first --limit 10")]
     Scan(data::ScanArgs),
+    /// Print everything that is known of a player, as NDJSON: cells, then events
+    #[command(after_help = "Example: galoo export --game rpg ann > ann.ndjson")]
+    Export(privacy::ExportArgs),
+    /// Forget a player: state and events, for good; says what becomes of each place
+    #[command(after_help = "Example: galoo forget --game rpg ann")]
+    Forget(privacy::ForgetArgs),
     /// Follow events as they are stored
     #[command(after_help = "Example: galoo tail --game rpg --from-start")]
     Tail(data::TailArgs),
@@ -206,6 +213,8 @@ async fn client_command(command: Command) -> Result<(), Failure> {
         Command::Get(args) => data::get(args).await,
         Command::Put(args) => data::put(args).await,
         Command::Scan(args) => data::scan(args).await,
+        Command::Export(args) => privacy::export(args).await,
+        Command::Forget(args) => privacy::forget(args).await,
         Command::Tail(args) => data::tail(args).await,
         Command::Sql(args) => sql::run(args).await,
         Command::Bench(command) => bench::run(command).await,

@@ -9,13 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use galoo_proto::{Keyspace, SegmentId, ShardId, record};
+use galoo_proto::{Keyspace, SegmentId, Seq, ShardId, record};
 use galoo_storage::{
     compaction::{
-        Eagerness, Expired, Retired, choose_expired, choose_merge, commit_drop, commit_merge, covered_seq,
-        merge_segments,
+        Eagerness, Expired, Retired, choose_erasure, choose_expired, choose_merge, clean, commit_clean, commit_drop,
+        commit_merge, covered_seq, kept, merge_segments,
     },
-    segment::Step,
+    engine::Family,
+    key,
+    segment::{Kept, Step},
     view::{Source, View},
 };
 use tokio::{sync::watch, task::spawn_blocking};
@@ -93,15 +95,52 @@ impl Work<'_> {
         let (from_ms, open) = (view.state().events_from_ms, view.state().open.unwrap_or_default().id);
         let is_closed = |source: &&Source| !matches!(source, Source::Chunk(chunk) if chunk.id == open);
         let sources: Vec<_> = view.sources()?.iter().filter(is_closed).cloned().collect();
-        match choose_expired(&sources, from_ms, covered_seq(&view)?) {
-            Some(Expired::Drop(range)) => self.drop_sources(view, sources[range].to_vec()).await,
-            Some(Expired::Rewrite(place)) => {
-                drop(view);
-                let Source::Segment(segment) = &sources[place] else { return Ok(None) };
-                self.rewrite(vec![record::Segment::clone(segment)], from_ms, REST).await
-            }
-            None => self.merge(view).await,
+        let covered = covered_seq(&view)?;
+        let segment = match choose_expired(&sources, from_ms, covered) {
+            Some(Expired::Drop(range)) => return self.drop_sources(view, sources[range].to_vec()).await,
+            Some(Expired::Rewrite(segment)) => Some(segment),
+            None => choose_erasure(&view, self.node.files(), covered)?,
+        };
+        if let Some(segment) = segment {
+            let kept = kept(&view, Seq(segment.last_seq))?;
+            // A view keeps the files of what was merged before.
+            drop(view);
+            return self.rewrite(vec![record::Segment::clone(&segment)], kept, REST).await;
         }
+        if !view.erasures()?.is_empty() {
+            self.clean(&view).await?;
+        }
+        self.merge(view).await
+    }
+
+    /// Has the engine rewrite what it holds of forgotten players of whom nothing else is left, and forgets that they were
+    /// forgotten.
+    async fn clean(&self, view: &View) -> anyhow::Result<()> {
+        let (view, files, engine) = (view.clone(), self.node.files().clone(), self.node.engine().clone());
+        let (shard, keyspace) = (self.shard, self.keyspace);
+        let work = move || -> galoo_storage::Result<(View, Vec<String>)> {
+            let players = clean(&view, &files)?;
+            for player in &players {
+                let range = key::player(keyspace, player);
+                for family in [Family::Cells, Family::History] {
+                    engine.compact(family, Some(&range.start..&range.end))?;
+                }
+            }
+            if !players.is_empty() {
+                // Their events' chunks became segments.
+                let range = key::keyspace_range(keyspace);
+                engine.compact(Family::Chunks, Some(&range.start..&range.end))?;
+            }
+            Ok((view, players))
+        };
+        let (view, players) = spawn_blocking(work).await??;
+        for player in players {
+            let (engine, view) = (self.node.engine().clone(), view.clone());
+            let commit = move || commit_clean(&engine, &view, &player);
+            let committed = self.node.commit(shard, keyspace, commit).await?;
+            debug!(%shard, committed, "nothing is left of a player that was forgotten");
+        }
+        Ok(())
     }
 
     /// Lets go of sources whose events are not read any more.
@@ -136,19 +175,16 @@ impl Work<'_> {
             return Ok(None);
         };
         let segments = segments[chosen].to_vec();
-        let covered = covered_seq(&view)?;
-        let is_covered = segments.iter().all(|segment| segment.last_seq <= covered);
-        let from_ms = if is_covered { view.state().events_from_ms } else { i64::MIN };
-        // A view keeps the files of what was merged before.
+        let kept = kept(&view, Seq(segments.last().map_or(0, |last| last.last_seq)))?;
         drop(view);
-        self.rewrite(segments, from_ms, if eagerness == Eagerness::Always { REST_EAGER } else { REST }).await
+        self.rewrite(segments, kept, if eagerness == Eagerness::Always { REST_EAGER } else { REST }).await
     }
 
-    /// Writes segments anew as one, without events before `from_ms`.
+    /// Writes what is kept of segments anew as one.
     async fn rewrite(
         &self,
         segments: Vec<record::Segment>,
-        from_ms: i64,
+        kept: Kept,
         rest: u32,
     ) -> anyhow::Result<Option<Vec<record::Segment>>> {
         let (keyspace, files, inputs) = (self.keyspace, self.node.files().clone(), segments.clone());
@@ -167,7 +203,7 @@ impl Work<'_> {
                 worked_since = Instant::now();
                 if *stopping.borrow() { Step::Cancel } else { Step::On }
             };
-            merge_segments(&files, keyspace, &inputs, from_ms, &mut pace)
+            merge_segments(&files, keyspace, &inputs, &kept, &mut pace)
         };
         let Some(merged) = spawn_blocking(work).await?? else { return Ok(None) };
         let (engine, inputs, record) = (self.node.engine().clone(), segments.clone(), merged.clone());

@@ -6,6 +6,7 @@
 
 mod append;
 mod eager;
+mod erasures;
 mod families;
 mod forward;
 mod games;

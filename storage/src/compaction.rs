@@ -6,6 +6,7 @@
 //! [`commit_segment`] swaps chunks for the segment in one write. Adjacent segments are merged likewise ([`choose_merge`],
 //! [`merge_segments`], [`commit_merge`]).
 
+mod erasure;
 mod merge;
 mod retention;
 
@@ -15,8 +16,9 @@ use galoo_proto::{ChunkId, Hlc, Keyspace, SegmentId, Token, record};
 use prost::Message;
 
 pub use self::{
+    erasure::{choose_erasure, clean, commit_clean},
     merge::{Eagerness, Retired, choose_merge, commit_merge, merge_segments},
-    retention::{Expired, choose_expired, commit_drop, covered_seq, events_from},
+    retention::{Expired, choose_expired, commit_drop, covered_seq, events_from, kept},
 };
 use crate::{
     Error, Result,

@@ -9,6 +9,7 @@
 //!             ... | 0x05 family text, qualifier text                  -> kinds u8
 //!             ... | 0x06 rollup u64                                   -> Rollup (definition)
 //!             ... | 0x07 family text                                  -> FamilyDefinition
+//!             ... | 0x08 player text                                  -> Erasure
 //! cells       ... | token u64, player text, 0x00                      -> header (see `cell`)
 //!             ... | token u64, player text, 0x01, family text, qualifier text -> values that can be listed
 //! history     ... | token u64, player text, 0x01, family text, qualifier text, !version u64 -> value that was
@@ -40,6 +41,7 @@ const PROPERTY: u8 = 4;
 const QUALIFIER: u8 = 5;
 const ROLLUP: u8 = 6;
 const FAMILY: u8 = 7;
+const ERASURE: u8 = 8;
 
 const ROW: u8 = 0;
 const CELL: u8 = 1;
@@ -228,6 +230,18 @@ pub fn families(keyspace: Keyspace) -> Range<Vec<u8>> {
     prefix_range(tagged(keyspace, FAMILY))
 }
 
+/// A forgotten player's entry.
+pub fn erasure(keyspace: Keyspace, player: &str) -> Vec<u8> {
+    let mut key = tagged(keyspace, ERASURE);
+    push_text(&mut key, player.as_bytes());
+    key
+}
+
+/// All forgotten players' entries.
+pub fn erasures(keyspace: Keyspace) -> Range<Vec<u8>> {
+    prefix_range(tagged(keyspace, ERASURE))
+}
+
 /// How far a rollup covers the shard's events.
 pub fn rollup_mark(keyspace: Keyspace, rollup: RollupId) -> Vec<u8> {
     let mut key = tagged(keyspace, MARK);
@@ -239,6 +253,13 @@ pub fn rollup_mark(keyspace: Keyspace, rollup: RollupId) -> Vec<u8> {
 pub fn rollup_cells(keyspace: Keyspace, rollup: RollupId) -> Range<Vec<u8>> {
     let mut key = tagged(keyspace, ROLLUP_CELL);
     key.extend_from_slice(&rollup.0.to_be_bytes());
+    prefix_range(key)
+}
+
+/// The cells of a rollup that groups by player, of players with this token.
+pub fn rollup_cells_of(keyspace: Keyspace, rollup: RollupId, token: Token) -> Range<Vec<u8>> {
+    let mut key = rollup_cells(keyspace, rollup).start;
+    key.extend_from_slice(&token.0.to_be_bytes());
     prefix_range(key)
 }
 

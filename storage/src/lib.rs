@@ -12,6 +12,7 @@ pub mod cell;
 pub mod chunk;
 pub mod compaction;
 pub mod engine;
+pub mod erasure;
 pub mod error;
 pub mod key;
 mod lru;

@@ -21,7 +21,7 @@ mod read;
 mod write;
 
 pub(crate) use self::{blocks::BLOCK_BYTES, files::failed, files::sync_folders, merge::merge, read::SegmentFile};
-pub use self::{files::SegmentFiles, quarantine::DamagedSegment, read::SegmentScan, write::SegmentWriter};
+pub use self::{files::SegmentFiles, merge::Kept, quarantine::DamagedSegment, read::SegmentScan, write::SegmentWriter};
 
 /// What long work does after a piece of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@
 mod cells;
 mod change;
 mod checksum;
+mod erasure;
 mod events;
 mod families;
 mod producers;
@@ -215,7 +216,7 @@ impl Shard {
             outcomes.extend((0..done).map(|_| Outcome::default()));
             for command in commands.get(done..).unwrap_or_default() {
                 outcomes.push(turn.take(command)?);
-                if turn.staged_bytes() > self.staged_bytes_max {
+                if turn.is_to_be_written() || turn.staged_bytes() > self.staged_bytes_max {
                     let written = turn.pause();
                     let changes = self.settle(written);
                     self.engine.write(changes)?;

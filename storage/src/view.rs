@@ -19,7 +19,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use galoo_proto::{ChunkId, Hlc, Keyspace, RollupId, Seq, ShardId, record, rollup::Rollup, value::FamilyDefinition};
+use galoo_proto::{ChunkId, Hlc, Keyspace, Seq, ShardId, record, rollup::Rollup, value::FamilyDefinition};
 use prost::Message;
 
 pub use self::{
@@ -39,8 +39,10 @@ use crate::{
     Error, Result,
     chunk::index::ChunkIndexes,
     engine::{Direction, Family, Reader},
+    erasure::Erasures,
     key,
     properties::Kinds,
+    rollup::Definition,
     segment::SegmentFiles,
     shard,
 };
@@ -179,6 +181,9 @@ pub struct View {
     now: Hlc,
     /// Events of an earlier time are not read.
     from_ms: i64,
+    /// Events of these players are not read; as they are stored, if it is not said.
+    hidden: Option<Arc<Erasures>>,
+    erasures: Arc<OnceLock<Arc<Erasures>>>,
     /// Read when they are first asked for: a cell needs none of them.
     sources: Arc<OnceLock<Vec<Source>>>,
     files: Arc<SegmentFiles>,
@@ -193,8 +198,8 @@ impl View {
     pub fn open(reader: Arc<dyn Reader>, keyspace: Keyspace, files: Arc<SegmentFiles>) -> Result<Option<Self>> {
         let Some(state) = shard::read_state(reader.as_ref(), keyspace)? else { return Ok(None) };
         let (now, from_ms, state) = (Hlc(state.hlc), state.events_from_ms, Arc::new(state));
-        let (sources, indexes, sparse) = Default::default();
-        Ok(Some(Self { reader, keyspace, state, now, from_ms, sources, files, indexes, sparse }))
+        let (hidden, erasures, sources, indexes, sparse) = Default::default();
+        Ok(Some(Self { reader, keyspace, state, now, from_ms, hidden, erasures, sources, files, indexes, sparse }))
     }
 
     /// Says there where reads passed many rows for nothing.
@@ -237,13 +242,49 @@ impl View {
         Hlc(self.state.hlc)
     }
 
-    /// Reads the events that a rollup counts: also those that were dropped since it was made, as long as they are there.
-    pub(crate) fn for_rollup(&self, rollup: RollupId) -> Result<Self> {
-        let known = self.reader.get(Family::Meta, &key::rollup(self.keyspace, rollup))?;
+    /// Reads the events that a rollup counts: also those that were dropped or hidden since it was made, as long as they are
+    /// there; but nothing of a forgotten player where it names players.
+    pub(crate) fn for_rollup(&self, definition: &Definition) -> Result<Self> {
+        let known = self.reader.get(Family::Meta, &key::rollup(self.keyspace, definition.id))?;
         // The shard may not have been told yet: then it will count from here on.
         let Some(known) = known else { return Ok(self.clone()) };
         let rollup = Rollup::decode(known.as_slice()).map_err(|error| Error::row("rollup", error))?;
-        Ok(Self { from_ms: rollup.events_from_ms, ..self.clone() })
+        let mut hidden = self.erasures()?;
+        if !hidden.is_empty() && !definition.groups_by_player() {
+            hidden = Arc::new(hidden.before(Hlc(rollup.defined_hlc)));
+        }
+        Ok(Self { from_ms: rollup.events_from_ms, hidden: Some(hidden), ..self.clone() })
+    }
+
+    /// Forgotten players of whom the shard may still hold events.
+    pub fn erasures(&self) -> Result<Arc<Erasures>> {
+        if let Some(known) = self.erasures.get() {
+            return Ok(known.clone());
+        }
+        // Most shards never forgot anybody.
+        let none = self.state.erased_hlc == 0;
+        let read = if none { Erasures::default() } else { Erasures::read(self.reader.as_ref(), self.keyspace)? };
+        Ok(self.erasures.get_or_init(|| Arc::new(read)).clone())
+    }
+
+    /// Stamp of the last command that forgot a player.
+    pub(crate) fn erased(&self) -> Hlc {
+        Hlc(self.state.erased_hlc)
+    }
+
+    /// What is hidden of a source, if anything may be.
+    fn hidden_in(&self, source: &Source) -> Result<Option<Arc<Erasures>>> {
+        let hidden = self.hidden.clone().map_or_else(|| self.erasures(), Ok)?;
+        let any = match source {
+            Source::Chunk(_) => hidden.reach(source.first_seq()),
+            Source::Segment(segment) => !hidden.in_segment(segment).is_empty(),
+        };
+        Ok(any.then_some(hidden))
+    }
+
+    /// Whether every event of a source is read.
+    pub(crate) fn reads_all_of(&self, source: &Source) -> Result<bool> {
+        Ok(source.times().0 >= self.from_ms && self.hidden_in(source)?.is_none())
     }
 
     /// Chunks and segments, in order of seq.

@@ -28,7 +28,7 @@ use super::{Connection, Failure, duration::duration_or_never_ms, output};
 use crate::node::unix_ms;
 
 /// A player's id: clap itself does not say which argument is not UTF-8.
-fn player_id() -> impl TypedValueParser<Value = String> {
+pub(super) fn player_id() -> impl TypedValueParser<Value = String> {
     let text = |id: OsString| {
         let said = |id: OsString| format!("player_id is {id:?}; an id is 1 to {PLAYER_ID_BYTES_MAX} bytes of UTF-8");
         id.into_string().map_err(said)
@@ -99,6 +99,19 @@ pub(super) struct GetArgs {
     connection: Connection,
 }
 
+/// A cell as JSON.
+pub(super) fn cell_json(cell: &galoo_proto::value::Cell) -> serde_json::Value {
+    let value = cell.value.as_ref().map(output::value_json);
+    let expires_ms = Some(cell.expires_ms).filter(|expires_ms| *expires_ms > 0);
+    json!({
+        "family": cell.family,
+        "qualifier": cell.qualifier,
+        "value": value,
+        "version": cell.version,
+        "expires_ms": expires_ms,
+    })
+}
+
 /// Parts FAMILY:QUALIFIER; without a colon it is a family.
 fn cell_name(cell: &str) -> (String, String) {
     let (family, qualifier) = cell.split_once(':').unwrap_or((cell, ""));
@@ -129,18 +142,7 @@ pub(super) async fn get(args: GetArgs) -> Result<(), Failure> {
     };
     let cells = args.connection.connect().await?.get(request).await?;
     if args.connection.json {
-        for cell in cells {
-            let value = cell.value.as_ref().map(output::value_json);
-            let expires_ms = Some(cell.expires_ms).filter(|expires_ms| *expires_ms > 0);
-            output::line(json!({
-                "family": cell.family,
-                "qualifier": cell.qualifier,
-                "value": value,
-                "version": cell.version,
-                "expires_ms": expires_ms,
-            }))?;
-        }
-        Ok(())
+        cells.iter().try_for_each(|cell| output::line(cell_json(cell)))
     } else {
         let row = |cell: galoo_proto::value::Cell| {
             let value = cell.value.as_ref().map_or_else(String::new, |value| output::value_json(value).to_string());

@@ -52,7 +52,8 @@ impl Room {
             | Body::DropRollup(_)
             | Body::MoveGcTime(_)
             | Body::DropFamily(_)
-            | Body::DropEventsBefore(_) => Self::FromReserve,
+            | Body::DropEventsBefore(_)
+            | Body::ForgetPlayer(_) => Self::FromReserve,
             Body::Append(_)
             | Body::Mutate(_)
             | Body::RegisterProducer(_)

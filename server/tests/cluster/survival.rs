@@ -247,6 +247,71 @@ fn events_are_dropped_everywhere_after_their_retention() {
     (0..3).for_each(|node| assert!(done(nodes.stop(node)).success()));
 }
 
+/// A player who is forgotten is read on no node any more, and then in no file; the others are.
+#[test]
+fn a_forgotten_player_is_gone_from_every_node() {
+    let mut nodes = Nodes::formed(3);
+    let addrs = nodes.addrs();
+    let events = nodes.folder.path().join("events.ndjson");
+    write_events(&events, LINES);
+    galoo(&["game", "create", "g", "--shards", "1", "--replicas", "3", "--addr", &addrs[0]]).expect("created");
+    let rollup = |name: &str, group: &str| {
+        let select =
+            format!("select time_bucket('1 day', event_time) as day, {group}, count(*) as n from events group by 1, 2");
+        support::psql(nodes.pg(1), "g", &format!("create rollup {name} as {select}")).expect("created");
+    };
+    rollup("by_type", "event_type");
+    rollup("by_player", "player_id");
+    assert_eq!(report(import(&nodes.addresses(), &events))["events_stored"], LINES);
+    galoo(&["append", "somebody-to-forget", "login", "--game", "g", "--addr", &addrs[0]]).expect("stored");
+    galoo(&["put", "somebody-to-forget", "s:gold", "5", "--game", "g", "--addr", &addrs[0]]).expect("put");
+    addrs.iter().for_each(|addr| drop(galoo(&["compact", "--game", "g", "--addr", addr]).expect("compacts")));
+    let exported = |addr: &str, player: &str| {
+        let printed = support::galoo(&["export", player, "--game", "g", "--addr", addr]);
+        assert!(printed.status.success(), "{printed:?}");
+        String::from_utf8(printed.stdout).expect("UTF-8").lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = exported(&addrs[2], "somebody-to-forget");
+    assert!(before.len() == 2 && before[0].contains(r#""cell":{"#) && before[1].contains(r#""event":{"#), "{before:?}");
+    let others = exported(&addrs[1], "p7");
+
+    let receipt = galoo(&["forget", "somebody-to-forget", "--game", "g", "--addr", &addrs[1]]).expect("forgotten");
+    let place = |name: &str| receipt["places"][name].as_str().unwrap_or_default().to_owned();
+    assert!(place("rollups that name players").contains("by_player"), "{receipt}");
+    assert!(place("other rollups").contains("by_type"), "{receipt}");
+    for (node, addr) in addrs.iter().enumerate() {
+        assert_eq!(exported(addr, "somebody-to-forget"), Vec::<String>::new());
+        assert_eq!(exported(addr, "p7"), others);
+        let count = |table: &str, what: &str, player: &str| {
+            let ask = format!("select {what} from {table} where player_id = '{player}'");
+            support::psql(nodes.pg(node), "g", &ask).expect("answers")[0][0].clone()
+        };
+        assert_eq!(count("by_player", "count(*)", "somebody-to-forget").as_deref(), Some("0"));
+        assert_eq!(count("by_player", "sum(n)", "p7"), count("events", "count(*)", "p7"));
+        let all = support::psql(nodes.pg(node), "g", "select sum(n) from by_type").expect("answers");
+        assert_eq!(all[0][0], Some((LINES + 1).to_string()), "it names nobody");
+    }
+    wait_until("nothing is left to remove", || {
+        let pending = galoo(&["forget", "--pending", "--game", "g", "--addr", &addrs[0]]).ok()?;
+        pending.as_array()?.is_empty().then_some(())
+    });
+    // The files that were written anew go at the latest a minute after a flush, or when the node starts.
+    for node in 0..3 {
+        assert!(done(nodes.stop(node)).success());
+        nodes.restart(node);
+        let keyspaces = fs::read_dir(nodes.nodes()[node].data.join("segments")).expect("lists");
+        let files = keyspaces.flat_map(|folder| fs::read_dir(folder.expect("lists").path()).expect("lists"));
+        let read: Vec<_> = files.map(|file| fs::read(file.expect("lists").path()).expect("reads")).collect();
+        let names = |bytes: &Vec<u8>| bytes.windows(18).any(|window| window == b"somebody-to-forget");
+        assert!(!read.is_empty() && !read.iter().any(names), "a file names the player");
+    }
+    wait_until("replicas agree", || {
+        let all: Vec<_> = addrs.iter().map(|addr| replicas(addr)).collect();
+        (all[0].len() == 1 && all.iter().all(|replica| *replica == all[0])).then_some(())
+    });
+    (0..3).for_each(|node| assert!(done(nodes.stop(node)).success()));
+}
+
 fn append_now(addr: &str) {
     galoo(&["append", "ann", "login", "--game", "g", "--addr", addr]).expect("stored");
 }

@@ -16,7 +16,7 @@ use crate::{
     Result,
     engine::{Engine, Family, WriteBatch},
     key,
-    segment::{SegmentFiles, Step, has_file, merge},
+    segment::{Kept, SegmentFiles, Step, has_file, merge},
 };
 
 /// So many adjacent segments of a size are merged, so that an event is written again once for each eightfold growth.
@@ -67,15 +67,15 @@ fn merged_id(segments: &[record::Segment]) -> Option<SegmentId> {
     (merges < 1 << (u64::BITS - CHUNK_BITS)).then_some(SegmentId(merges << CHUNK_BITS | first))
 }
 
-/// Writes the file of a segment that holds what adjacent segments hold, but for events before `from_ms`, and returns its
-/// record; `None` when `pace`, which is asked between batches, cancels it.
+/// Writes the file of a segment that holds what is kept of adjacent segments, and returns its record; `None` when `pace`,
+/// which is asked between batches, cancels it.
 ///
 /// Nothing names the file until [`commit_merge`]. There is none when no event is left.
 pub fn merge_segments(
     files: &SegmentFiles,
     keyspace: Keyspace,
     segments: &[record::Segment],
-    from_ms: i64,
+    kept: &Kept,
     pace: &mut dyn FnMut() -> Step,
 ) -> Result<Option<record::Segment>> {
     let Some(id) = merged_id(segments) else { return Ok(None) };
@@ -85,7 +85,7 @@ pub fn merge_segments(
         let file = has_file(segment).then(|| files.open_anew(keyspace, segment)).transpose()?;
         inputs.push((segment.clone(), file));
     }
-    merge(&inputs, &files.path(keyspace, id), id, from_ms, pace)
+    merge(&inputs, &files.path(keyspace, id), id, kept, pace)
 }
 
 /// Puts a segment in the place of those that it was merged from, in one write.

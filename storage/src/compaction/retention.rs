@@ -8,14 +8,14 @@
 
 use std::{ops::Range, sync::Arc};
 
-use galoo_proto::{ChunkId, Hlc, SegmentId, record};
+use galoo_proto::{ChunkId, Hlc, SegmentId, Seq, record};
 use prost::Message;
 
 use crate::{
     Result,
     engine::{Engine, Family, WriteBatch},
     key, rollup,
-    segment::FORMAT_VERSION,
+    segment::{FORMAT_VERSION, Kept},
     view::{Source, View},
 };
 
@@ -48,13 +48,21 @@ pub fn covered_seq(view: &View) -> Result<u64> {
     Ok(covered)
 }
 
+/// Returns what of a shard's segments up to a seq is to be written anew: everything that is read, or that a rollup lacks.
+pub fn kept(view: &View, through: Seq) -> Result<Kept> {
+    if through.0 > covered_seq(view)? {
+        return Ok(Kept::ALL);
+    }
+    Ok(Kept { from_ms: view.state().events_from_ms, hidden: Some((view.erased(), view.erasures()?)) })
+}
+
 /// What to do about events that are not read any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expired {
     /// Drop these sources: none of their events is read.
     Drop(Range<usize>),
     /// Write this segment anew: much of it is not read.
-    Rewrite(usize),
+    Rewrite(Arc<record::Segment>),
 }
 
 /// Returns what to do next about the events before `from_ms`, if anything. `sources` are a shard's without its open chunk, in
@@ -73,17 +81,15 @@ pub fn choose_expired(sources: &[Source], from_ms: i64, covered_seq: u64) -> Opt
         }
         return Some(Expired::Drop(taken));
     }
-    let is_half_old = |source: &Source| {
+    let half_old = |source: &Source| {
+        let Source::Segment(segment) = source else { return None };
         let (first, last) = source.times();
         // As if events were spread evenly over its time.
         let half = first.saturating_add(last.saturating_sub(first) / 2);
-        matches!(source, Source::Segment(_))
-            && !is_gone(source)
-            && is_counted(source)
-            && first < from_ms
-            && half < from_ms
+        let is_half_old = !is_gone(source) && is_counted(source) && first < from_ms && half < from_ms;
+        is_half_old.then(|| Expired::Rewrite(segment.clone()))
     };
-    sources.iter().position(is_half_old).map(Expired::Rewrite)
+    sources.iter().find_map(half_old)
 }
 
 /// Puts a record of what went in the place of adjacent sources, in one write, and returns the segments whose files nothing
@@ -160,8 +166,12 @@ mod tests {
         let gone = segment(1..5, 0, 0, 9);
         let sources = [gone.clone(), segment(5..7, 2, 3, 9), segment(7..9, 2, 0, 8), segment(9..11, 2, 5, 20), gone];
         let choose = |from_ms, covered| choose_expired(&sources, from_ms, covered);
-        assert_eq!(choose(8, u64::MAX), Some(Expired::Rewrite(1)), "most of it is too old");
-        assert_eq!(choose(6, u64::MAX), Some(Expired::Rewrite(2)), "half of another's time is not over");
+        let rewrite = |place: usize| match &sources[place] {
+            Source::Segment(segment) => Some(Expired::Rewrite(segment.clone())),
+            Source::Chunk(_) => None,
+        };
+        assert_eq!(choose(8, u64::MAX), rewrite(1), "most of it is too old");
+        assert_eq!(choose(6, u64::MAX), rewrite(2), "half of another's time is not over");
         assert_eq!(choose(9, u64::MAX), Some(Expired::Drop(2..3)));
         assert_eq!(choose(10, u64::MAX), Some(Expired::Drop(0..3)), "with those that went before");
         assert_eq!(choose(10, 7), Some(Expired::Drop(0..2)), "a rollup lacks the others");

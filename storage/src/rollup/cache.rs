@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use galoo_proto::{Keyspace, RollupId};
+use galoo_proto::{Hlc, Keyspace, RollupId};
 
 use super::{Definition, merged::Merged, partial::Partial};
 use crate::{
@@ -37,10 +37,16 @@ impl Default for Limits {
     }
 }
 
-/// A partial's source: its keyspace, the rollup, and the first seq that is in it.
-type PartialKey = (Keyspace, RollupId, u64);
-/// A rollup over the shards of these keyspaces. A keyspace is never used for other content.
-type MergedKey = (RollupId, Vec<Keyspace>);
+/// A shard's content: a keyspace is never used for another, but that players are forgotten, up to this time.
+type Content = (Keyspace, Hlc);
+/// A partial's source: its shard, the rollup, and the first seq that is in it.
+type PartialKey = (Content, RollupId, u64);
+/// A rollup over these shards.
+type MergedKey = (RollupId, Vec<Content>);
+
+fn content(view: &View) -> Content {
+    (view.keyspace(), view.erased())
+}
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Key {
@@ -118,7 +124,7 @@ impl RollupCache {
         source: &Source,
         from: u64,
     ) -> Result<Arc<Partial>> {
-        let (key, last) = (Key::Partial((view.keyspace(), definition.id, from)), source.last_seq().0);
+        let (key, last) = (Key::Partial((content(view), definition.id, from)), source.last_seq().0);
         let (through, known) = match self.get(&key) {
             Some(Value::Partial(through, known)) if through <= last => (through, known),
             _ => (from - 1, Arc::default()),
@@ -144,7 +150,7 @@ impl RollupCache {
         views: &[View],
         buckets_ms: &Range<i64>,
     ) -> Result<Option<Arc<Merged>>> {
-        let key = Key::Merged((definition.id, views.iter().map(View::keyspace).collect()));
+        let key = Key::Merged((definition.id, views.iter().map(content).collect()));
         let (mut buckets_ms, mut known) = (buckets_ms.clone(), None);
         match self.get(&key) {
             Some(Value::Merged(merged)) if !merged.is_reached_by(views) => return Ok(None),

@@ -135,6 +135,15 @@ pub(super) fn groups_of<'a>(definition: &Definition, place: &'a [u8]) -> Result<
     groups.filter(|_| rest.is_empty()).ok_or_else(malformed)
 }
 
+/// Whether a place names a player.
+pub(crate) fn names(definition: &Definition, place: &[u8], player: &str) -> Result<bool> {
+    let groups = groups_of(definition, place)?;
+    let mut named = definition.groups.iter().zip(groups);
+    Ok(named.any(|(operand, group)| {
+        *operand == Operand::PlayerId && matches!(group, GroupValue::Text(named) if named == player)
+    }))
+}
+
 /// Appends a number in groups of 7 bits, the lowest first (as protobuf).
 pub(super) fn push_varint(out: &mut Vec<u8>, value: u64) {
     prost::encoding::encode_varint(value, out);

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use galoo_proto::{Keyspace, RollupId, Seq};
+use galoo_proto::{Hlc, Keyspace, RollupId, Seq};
 
 use super::{Definition, cell::Cell, partial::Partial};
 use crate::{
     Error, Result,
     engine::{Engine, Family, Reader, WriteBatch},
-    key,
+    key, shard,
     view::View,
 };
 
@@ -17,6 +17,8 @@ use crate::{
 pub struct Cover {
     rollup: RollupId,
     mark: u64,
+    /// Up to when players that were forgotten are left out.
+    erased: Hlc,
     /// The mark behind it.
     pub through: u64,
     cells: Vec<(Vec<u8>, Vec<u8>)>,
@@ -60,17 +62,18 @@ pub fn prepare(view: &View, definition: &Definition) -> Result<Option<Cover>> {
         };
         cells.push((key, value));
     }
-    Ok(Some(Cover { rollup: definition.id, mark, through, cells }))
+    Ok(Some(Cover { rollup: definition.id, mark, erased: view.erased(), through, cells }))
 }
 
 /// Writes the cells and the mark in one batch.
 ///
-/// Returns false, and changes nothing, when the rollup is gone or its mark has moved since. Runs on the thread that
+/// Returns false, and changes nothing, when the rollup is gone, its mark has moved or a player was forgotten since. Runs on the thread that
 /// applies, so that nothing else writes the shard.
 pub fn commit(engine: &Arc<dyn Engine>, keyspace: Keyspace, cover: Cover) -> Result<bool> {
-    let Cover { rollup, mark: expected, through, cells } = cover;
+    let Cover { rollup, mark: expected, erased, through, cells } = cover;
     let defined = engine.get(Family::Meta, &key::rollup(keyspace, rollup))?.is_some();
-    if !defined || mark(engine.as_ref(), keyspace, rollup)? != expected {
+    let state = shard::read_state(engine.as_ref(), keyspace)?.unwrap_or_default();
+    if !defined || mark(engine.as_ref(), keyspace, rollup)? != expected || state.erased_hlc != erased.0 {
         return Ok(false);
     }
     assert!(through > expected, "INV-S6: the mark of {rollup} moves from {expected} to {through}");

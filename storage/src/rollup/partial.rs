@@ -147,7 +147,7 @@ impl Partial {
         let columns: Arc<[Column]> = fold.columns.clone().into();
         let event_types = definition.event_types.clone();
         let filter = Arc::new(EventFilter { seqs, event_types, ..EventFilter::default() });
-        let view = view.for_rollup(definition.id)?;
+        let view = view.for_rollup(definition)?;
         for batch in view.source_batches(source, &columns, &filter)? {
             fold.take(&batch?, self);
         }

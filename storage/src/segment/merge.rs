@@ -8,15 +8,15 @@ use arrow::{
     datatypes::{DataType, Field, Int64Type, Schema, SchemaRef},
     record_batch::RecordBatch,
 };
-use galoo_proto::{SegmentId, limits::PROPERTIES_MAX, record};
+use galoo_proto::{Hlc, SegmentId, limits::PROPERTIES_MAX, record};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use super::{
     FORMAT_VERSION, PropertyTag, Step, has_file, names,
-    read::SegmentFile,
+    read::{SegmentFile, visible},
     write::{FileWriter, Packing},
 };
-use crate::{Error, Result, view::extra_members};
+use crate::{Error, Result, erasure::Erasures, view::extra_members};
 
 /// Rows that are read of an input, and written, at a time, at most.
 const BATCH_ROWS_MAX: usize = 8_192;
@@ -105,32 +105,62 @@ impl Order {
     }
 }
 
-/// The rows of a segment that are kept, a batch at a time.
-struct Batches {
-    batches: ParquetRecordBatchReader,
-    from_ms: i64,
+/// What of segments is written anew.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Events from this time on.
+    pub from_ms: i64,
+    /// But for those that are hidden, by commands up to a stamp.
+    pub hidden: Option<(Hlc, Arc<Erasures>)>,
 }
 
-impl Batches {
-    fn open(file: &SegmentFile, rows: usize, from_ms: i64) -> Result<Self> {
+impl Kept {
+    /// Everything.
+    pub const ALL: Self = Self { from_ms: i64::MIN, hidden: None };
+
+    /// Returns the rows of a batch that are kept.
+    fn of(&self, batch: RecordBatch, times: &Int64Array) -> Result<RecordBatch> {
+        let is_kept = |time: i64| time >= self.from_ms;
+        let in_time = if times.values().iter().copied().all(is_kept) {
+            batch
+        } else {
+            filter_record_batch(&batch, &BooleanArray::from_unary(times, is_kept))?
+        };
+        match &self.hidden {
+            Some((_, hidden)) if !hidden.is_empty() => Ok(filter_record_batch(&in_time, &visible(hidden, &in_time)?)?),
+            _ => Ok(in_time),
+        }
+    }
+
+    /// Whether all of a segment is kept.
+    fn keeps(&self, record: &record::Segment) -> bool {
+        let hides = |(_, hidden): &(Hlc, Arc<Erasures>)| !hidden.in_segment(record).is_empty();
+        record.time_min_ms >= self.from_ms && !self.hidden.as_ref().is_some_and(hides)
+    }
+}
+
+/// The rows of a segment that are kept, a batch at a time.
+struct Batches<'k> {
+    batches: ParquetRecordBatchReader,
+    kept: &'k Kept,
+}
+
+impl<'k> Batches<'k> {
+    fn open(file: &SegmentFile, rows: usize, kept: &'k Kept) -> Result<Self> {
         let (blocks, metadata) = file.reader();
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(blocks, metadata);
-        Ok(Self { batches: builder.with_batch_size(rows).build()?, from_ms })
+        Ok(Self { batches: builder.with_batch_size(rows).build()?, kept })
     }
 
     /// Returns the next rows, at least one; `None` at the end.
     fn next(&mut self, columns: &Columns) -> Result<Option<(RecordBatch, Order)>> {
         loop {
             let Some(batch) = self.batches.next().transpose()? else { return Ok(None) };
-            let mut batch = columns.align(&batch)?;
-            let mut order = Order::of(&batch)?;
-            let is_kept = |time: i64| time >= self.from_ms;
-            if !order.times.values().iter().copied().all(is_kept) {
-                let kept = BooleanArray::from_unary(&order.times, is_kept);
-                batch = filter_record_batch(&batch, &kept)?;
-                order = Order::of(&batch)?;
-            }
+            let batch = columns.align(&batch)?;
+            let times = Order::of(&batch)?.times;
+            let batch = self.kept.of(batch, &times)?;
             if batch.num_rows() > 0 {
+                let order = Order::of(&batch)?;
                 return Ok(Some((batch, order)));
             }
         }
@@ -138,16 +168,16 @@ impl Batches {
 }
 
 /// One segment, from its next row on.
-struct Input {
-    batches: Batches,
+struct Input<'k> {
+    batches: Batches<'k>,
     batch: RecordBatch,
     order: Order,
     row: usize,
 }
 
-impl Input {
+impl<'k> Input<'k> {
     /// Begins with a segment; `None` when nothing of it is kept.
-    fn open(mut batches: Batches, columns: &Columns) -> Result<Option<Self>> {
+    fn open(mut batches: Batches<'k>, columns: &Columns) -> Result<Option<Self>> {
         let Some((batch, order)) = batches.next(columns)? else { return Ok(None) };
         Ok(Some(Self { batches, batch, order, row: 0 }))
     }
@@ -164,15 +194,14 @@ impl Input {
     }
 }
 
-/// Writes the segment that holds what adjacent segments hold, but for events before `from_ms`, and returns its record; `None`
-/// when it was cancelled. There is no file when no event is left.
+/// Writes the segment that holds what is kept of adjacent segments, and returns its record; `None` when it was cancelled. There is no file when no event is left.
 ///
 /// `pace` is asked before each batch, and may take its time.
 pub(crate) fn merge(
     inputs: &[(record::Segment, Option<Arc<SegmentFile>>)],
     path: &Path,
     id: SegmentId,
-    from_ms: i64,
+    kept: &Kept,
     pace: &mut dyn FnMut() -> Step,
 ) -> Result<Option<record::Segment>> {
     let files: Vec<_> = inputs.iter().filter_map(|(_, file)| file.clone()).collect();
@@ -181,7 +210,7 @@ pub(crate) fn merge(
     let live = || records().filter(|record| has_file(record));
     let players = records().map(|record| record.players).sum::<u64>();
     let mut writer = FileWriter::create(path, &columns.schema, Packing::Merged { players })?;
-    let rows = match write_all(&mut writer, &files, &columns, from_ms, pace) {
+    let rows = match write_all(&mut writer, &files, &columns, kept, pace) {
         Ok(Some(rows)) => rows,
         ended => {
             writer.cancel()?;
@@ -191,8 +220,8 @@ pub(crate) fn merge(
     let (file_bytes, block_crcs) =
         if rows > 0 { writer.finish()? } else { writer.cancel().map(|()| (0, Vec::new()))? };
     let before: u64 = records().map(|record| record.rows).sum();
-    let kept_whole = live().all(|record| record.time_min_ms >= from_ms);
-    assert!(rows == before || (rows < before && !kept_whole), "INV-S5: {rows} rows of segments with {before}");
+    let keeps_all = live().all(|record| kept.keeps(record));
+    assert!(rows == before || (rows < before && !keeps_all), "INV-S5: {rows} rows of segments with {before}");
     let event_bytes = u128::from(records().map(|record| record.event_bytes).sum::<u64>());
     let left_bytes = event_bytes * u128::from(rows) / u128::from(before.max(1));
     Ok(Some(record::Segment {
@@ -203,7 +232,7 @@ pub(crate) fn merge(
         first_seq: records().map(|record| record.first_seq).min().unwrap_or_default(),
         last_seq: records().map(|record| record.last_seq).max().unwrap_or_default(),
         rows,
-        time_min_ms: live().map(|record| record.time_min_ms.max(from_ms)).min().unwrap_or_default(),
+        time_min_ms: live().map(|record| record.time_min_ms.max(kept.from_ms)).min().unwrap_or_default(),
         time_max_ms: live().map(|record| record.time_max_ms).max().unwrap_or_default(),
         token_min: live().map(|record| record.token_min).min().unwrap_or_default(),
         token_max: live().map(|record| record.token_max).max().unwrap_or_default(),
@@ -212,6 +241,10 @@ pub(crate) fn merge(
         players,
         event_bytes: u64::try_from(left_bytes).unwrap_or(u64::MAX),
         gone: records().map(|record| record.gone).sum::<u64>() + before - rows,
+        clean_hlc: match &kept.hidden {
+            Some((hlc, _)) => hlc.0,
+            None => live().map(|record| record.clean_hlc).min().unwrap_or_default(),
+        },
     }))
 }
 
@@ -220,14 +253,14 @@ fn write_all(
     writer: &mut FileWriter,
     files: &[Arc<SegmentFile>],
     columns: &Columns,
-    from_ms: i64,
+    kept: &Kept,
     pace: &mut dyn FnMut() -> Step,
 ) -> Result<Option<u64>> {
     let values = columns.schema.fields().len() * files.len();
     let batch_rows = (BATCH_VALUES_MAX / values.max(1)).clamp(1, BATCH_ROWS_MAX);
     let mut open = Vec::with_capacity(files.len());
     for file in files {
-        open.extend(Input::open(Batches::open(file, batch_rows, from_ms)?, columns)?);
+        open.extend(Input::open(Batches::open(file, batch_rows, kept)?, columns)?);
     }
     let mut rows = 0;
     while !open.is_empty() {
@@ -249,7 +282,7 @@ fn write_all(
 }
 
 /// Takes the next rows in order: until there are enough, or an input's batch ends.
-fn next_batch(open: &mut [Input], batch_rows: usize) -> Result<RecordBatch> {
+fn next_batch(open: &mut [Input<'_>], batch_rows: usize) -> Result<RecordBatch> {
     let mut places: Vec<(usize, usize)> = Vec::with_capacity(batch_rows);
     while places.len() < batch_rows {
         let (mut least, mut next) = (0, None);

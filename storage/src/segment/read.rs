@@ -11,7 +11,7 @@ use arrow::{
     error::ArrowError,
     record_batch::RecordBatch,
 };
-use galoo_proto::{Token, record};
+use galoo_proto::{Seq, Token, record};
 use parquet::{
     arrow::{
         ProjectionMask,
@@ -31,7 +31,8 @@ use super::{
     write::read_type,
 };
 use crate::{
-    Result,
+    Error, Result,
+    erasure::Erasures,
     properties::ColumnType,
     view::{Column, Condition, EventFilter, Shredded, all_hold},
 };
@@ -83,7 +84,7 @@ impl SegmentFile {
     }
 
     /// Returns false when the bloom filters show that none of the players is in the file.
-    fn may_hold(&self, players: &[String]) -> Result<bool> {
+    pub(crate) fn may_hold(&self, players: &[String]) -> Result<bool> {
         let Some(column) = self.metadata.schema().index_of(names::PLAYER_ID).ok() else { return Ok(true) };
         for group in self.metadata.metadata().row_groups() {
             let filter = Sbbf::read_from_column_chunk(group.column(column), &self.blocks)?;
@@ -217,14 +218,29 @@ fn holds(condition: &Condition, found: &RecordBatch) -> Result<BooleanArray> {
     Ok(rows.into())
 }
 
+/// Which rows of a batch with players and sequence numbers are not hidden.
+pub(super) fn visible(hidden: &Erasures, found: &RecordBatch) -> Result<BooleanArray> {
+    let column = |name: &str| {
+        found.column_by_name(name).ok_or_else(|| Error::row("segment", format!("column {name:?} is missing")))
+    };
+    let (players, seqs) = (column(names::PLAYER_ID)?.as_string_view(), column(names::SEQ)?.as_primitive::<Int64Type>());
+    let rows = players.iter().zip(seqs.values());
+    Ok(rows.map(|(player, seq)| Some(!hidden.hide(player.unwrap_or_default(), Seq(seq.cast_unsigned())))).collect())
+}
+
 /// The matching rows of a segment, in the file's columns.
 pub struct SegmentScan {
     batches: Option<ParquetRecordBatchReader>,
 }
 
 impl SegmentScan {
-    /// Opens a scan of the columns that `columns` are made from.
-    pub(crate) fn open(file: &SegmentFile, columns: &[Column], filter: &Arc<EventFilter>) -> Result<Self> {
+    /// Opens a scan of the columns that `columns` are made from, without what is hidden.
+    pub(crate) fn open(
+        file: &SegmentFile,
+        columns: &[Column],
+        filter: &Arc<EventFilter>,
+        hidden: Option<Arc<Erasures>>,
+    ) -> Result<Self> {
         let mut selection: Option<RowSelection> = None;
         let mut narrow = |pages: RowSelection| {
             selection = Some(match selection.take() {
@@ -289,6 +305,13 @@ impl SegmentScan {
                     found.map(|kind| Some(kind.is_some_and(|kind| filter.takes_type(kind)))).collect()
                 }),
             );
+        }
+        if let Some(hidden) = hidden {
+            let takes = move |found: RecordBatch| {
+                visible(&hidden, &found).map_err(|error| ArrowError::ExternalError(Box::new(error)))
+            };
+            let mask = file.mask(&[names::PLAYER_ID.to_owned(), names::SEQ.to_owned()]);
+            predicates.push(Box::new(ArrowPredicateFn::new(mask, takes)));
         }
         for condition in &filter.conditions {
             let mut wanted = property_columns(&condition.property).to_vec();

@@ -25,8 +25,9 @@ impl Turn<'_> {
         let key = key::rollup(self.shard.keyspace, RollupId(rollup.id));
         let changed = self.get(Family::Meta, &key)?.is_none();
         if changed {
-            // What is dropped from here on is in its cells first; what was dropped before never is.
-            let kept = Rollup { events_from_ms: self.state.events_from_ms, ..rollup.clone() };
+            // What goes from here on is in its cells first; what went before never is.
+            let (events_from_ms, defined_hlc) = (self.state.events_from_ms, self.hlc.0);
+            let kept = Rollup { events_from_ms, defined_hlc, ..rollup.clone() };
             self.set(Family::Meta, key, kept.encode_to_vec());
         }
         Ok(rollup_changed(changed))

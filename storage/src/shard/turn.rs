@@ -38,6 +38,8 @@ pub(super) struct Turn<'a> {
     pub(super) producers: HashMap<String, Option<record::Producer>>,
     /// The declared families, as the commands so far leave them.
     pub(super) families: Arc<Families>,
+    /// What the command left is to be written before the next one is worked out.
+    write_now: bool,
 }
 
 /// Events of one entry in one chunk.
@@ -70,6 +72,7 @@ impl<'a> Turn<'a> {
             new_properties: HashMap::new(),
             producers: HashMap::new(),
             families: shard.families.clone(),
+            write_now: false,
         }
     }
 
@@ -85,6 +88,16 @@ impl<'a> Turn<'a> {
     /// Bytes that are to be written.
     pub(super) fn staged_bytes(&self) -> usize {
         self.batch.bytes() + self.run.as_ref().map_or(0, |run| run.bytes.len())
+    }
+
+    /// Has what the command leaves written before the next one is worked out: that may read ranges that it removed.
+    pub(super) fn write_now(&mut self) {
+        self.write_now = true;
+    }
+
+    /// Whether the next command may not be worked out before what is staged is written.
+    pub(super) fn is_to_be_written(&self) -> bool {
+        self.write_now
     }
 
     /// Ends behind the commands that were taken of the last entry.
@@ -211,6 +224,12 @@ impl Turn<'_> {
             Some(Body::DefineFamily(family)) => Ok(self.define_family(family)),
             Some(Body::DropFamily(drop)) => Ok(self.drop_family(&drop)),
             Some(Body::MoveGcTime(to)) => Ok(self.move_gc_time(Hlc(to.to))),
+            Some(Body::ForgetPlayer(forget)) => {
+                if let Some(rejected) = self.reroute(forget.range) {
+                    return Ok(rejected);
+                }
+                self.forget(&forget)
+            }
             Some(Body::DropEventsBefore(drop)) => Ok(self.drop_events_before(drop.time_ms)),
         }
     }

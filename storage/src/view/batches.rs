@@ -14,6 +14,7 @@ use crate::{
     Result,
     chunk::{EventRow, Run, index::Place, missing},
     engine::{Direction, Family},
+    erasure::Erasures,
     key,
     segment::SegmentScan,
 };
@@ -46,11 +47,13 @@ impl View {
             return Ok(Box::new(std::iter::empty()));
         }
         match source {
-            Source::Chunk(chunk) => Ok(Box::new(ChunkBatches::new(self.clone(), chunk, columns, filter)?)),
+            Source::Chunk(chunk) => {
+                Ok(Box::new(ChunkBatches::new(self.clone(), chunk, columns, filter, self.hidden_in(source)?)?))
+            }
             Source::Segment(record) => {
                 let file = self.files.open(self.keyspace, record)?;
                 let columns = columns.clone();
-                let scan = SegmentScan::open(&file, &columns, filter)?;
+                let scan = SegmentScan::open(&file, &columns, filter, self.hidden_in(source)?)?;
                 Ok(Box::new(scan.map(move |found| from_segment(&columns, &found?))))
             }
         }
@@ -62,6 +65,7 @@ struct ChunkBatches {
     view: View,
     columns: Arc<[Column]>,
     filter: Arc<EventFilter>,
+    hidden: Option<Arc<Erasures>>,
     chunk: ChunkId,
     left: Left,
 }
@@ -77,6 +81,7 @@ enum Left {
 /// A batch that is being filled.
 struct Page<'a> {
     filter: &'a EventFilter,
+    hidden: Option<&'a Erasures>,
     columns: RowColumns<'a>,
     bytes: usize,
 }
@@ -92,6 +97,7 @@ impl Page<'_> {
             && seqs.contains(&event.seq.0)
             && self.filter.takes_type(event.event_type)
             && self.filter.takes_player(event.player)
+            && !self.hidden.is_some_and(|hidden| hidden.hide(event.player, event.seq))
             && (self.filter.conditions.is_empty() || all_hold(&self.filter.conditions, event.properties)?)
         {
             self.bytes += event.bytes();
@@ -102,7 +108,13 @@ impl Page<'_> {
 }
 
 impl ChunkBatches {
-    fn new(view: View, chunk: &record::Chunk, columns: &Arc<[Column]>, filter: &Arc<EventFilter>) -> Result<Self> {
+    fn new(
+        view: View,
+        chunk: &record::Chunk,
+        columns: &Arc<[Column]>,
+        filter: &Arc<EventFilter>,
+        hidden: Option<Arc<Erasures>>,
+    ) -> Result<Self> {
         let id = Source::chunk_id(chunk);
         let left = match &filter.players {
             Some(players) => {
@@ -116,12 +128,13 @@ impl ChunkBatches {
                 Left::All { run, next, last }
             }
         };
-        Ok(Self { view, columns: columns.clone(), filter: filter.clone(), chunk: id, left })
+        Ok(Self { view, columns: columns.clone(), filter: filter.clone(), hidden, chunk: id, left })
     }
 
     fn page(&mut self) -> Result<Option<RecordBatch>> {
         let (view, chunk) = (&self.view, self.chunk);
-        let mut page = Page { filter: &self.filter, columns: RowColumns::new(&self.columns), bytes: 0 };
+        let (filter, hidden) = (&*self.filter, self.hidden.as_deref());
+        let mut page = Page { filter, hidden, columns: RowColumns::new(&self.columns), bytes: 0 };
         match &mut self.left {
             Left::All { run: begin, next, last } => {
                 let range = key::runs(view.keyspace, chunk, *begin);

@@ -4,10 +4,10 @@ use arrow::{array::AsArray, datatypes::Int64Type};
 use galoo_proto::{command::Seal, record, value::Event};
 use galoo_storage::{
     compaction::{
-        Eagerness, Expired, Policy, choose_expired, choose_merge, commit_drop, commit_merge, covered_seq,
-        merge_segments,
+        Eagerness, Expired, Policy, choose_erasure, choose_expired, choose_merge, clean, commit_clean, commit_drop,
+        commit_merge, covered_seq, kept, merge_segments,
     },
-    segment::Step,
+    segment::{Kept, Step},
     view::{Condition, Test},
 };
 
@@ -25,12 +25,9 @@ pub(super) fn segments(world: &World) -> Vec<record::Segment> {
 
 /// Merges some segments, and leaves out what is not read any more and no rollup lacks; returns whether that came through.
 pub(super) fn merge(world: &mut World, segments: &[record::Segment]) -> bool {
-    let view = world.view();
-    let covered = covered_seq(&view).expect("reads");
-    let is_covered = segments.iter().all(|segment| segment.last_seq <= covered);
-    let from_ms = if is_covered { view.state().events_from_ms } else { i64::MIN };
-    drop(view);
-    let merged = merge_segments(&world.files, world.keyspace, segments, from_ms, &mut || Step::On).expect("merges");
+    let through = segments.last().map_or(0, |last| last.last_seq);
+    let kept = kept(&world.view(), Seq(through)).expect("reads");
+    let merged = merge_segments(&world.files, world.keyspace, segments, &kept, &mut || Step::On).expect("merges");
     let merged = merged.expect("is not cancelled");
     let committed = commit_merge(&world.engine, world.keyspace, segments, &merged).expect("commits");
     if committed {
@@ -45,24 +42,35 @@ pub(super) fn expire(world: &mut World) -> bool {
     let open = world.shard.state().open.unwrap_or_default().id;
     let is_closed = |source: &&Source| !matches!(source, Source::Chunk(chunk) if chunk.id == open);
     let sources: Vec<_> = view.sources().expect("reads").iter().filter(is_closed).cloned().collect();
-    match choose_expired(&sources, view.state().events_from_ms, covered_seq(&view).expect("reads")) {
-        None => return false,
+    let covered = covered_seq(&view).expect("reads");
+    match choose_expired(&sources, view.state().events_from_ms, covered) {
+        None => {
+            let Some(segment) = choose_erasure(&view, &world.files, covered).expect("reads") else { return false };
+            assert!(merge(world, &[record::Segment::clone(&segment)]));
+        }
         Some(Expired::Drop(range)) => {
             let dropped =
                 commit_drop(&world.engine, &view, &sources[range.clone()]).expect("commits").expect("is there");
             assert_eq!(commit_drop(&world.engine, &view, &sources[range]).expect("reads"), None, "twice");
             world.retired.add(world.engine.as_ref(), world.keyspace, &dropped, std::time::Instant::now());
         }
-        Some(Expired::Rewrite(at)) => {
-            let Source::Segment(segment) = &sources[at] else { panic!("no segment") };
-            assert!(merge(world, &[record::Segment::clone(segment)]));
-        }
+        Some(Expired::Rewrite(segment)) => assert!(merge(world, &[record::Segment::clone(&segment)])),
     }
     true
 }
 
+/// Forgets that players were forgotten of whom nothing is stored any more; returns how many.
+pub(super) fn clean_up(world: &World) -> usize {
+    let view = world.view();
+    let players = clean(&view, &world.files).expect("reads");
+    for player in &players {
+        assert!(commit_clean(&world.engine, &view, player).expect("commits"));
+    }
+    players.len()
+}
+
 /// A world with a segment of each of some batches.
-fn world(folder: &std::path::Path, batches: &[Vec<Event>]) -> World {
+pub(super) fn world(folder: &std::path::Path, batches: &[Vec<Event>]) -> World {
     let memory = MemoryEngine::default();
     let mut world = World::new(folder, Arc::new(memory.clone()), Some(memory));
     for batch in batches {
@@ -184,7 +192,7 @@ fn a_cancelled_merge_leaves_nothing() {
     let policy = Policy::default();
     assert_eq!(choose_merge(&policy, &all, Eagerness::WhenMany), None);
     assert_eq!(choose_merge(&policy, &all, Eagerness::Always), Some(0..2));
-    let cancelled = merge_segments(&world.files, world.keyspace, &all, 0, &mut || Step::Cancel).expect("ends");
+    let cancelled = merge_segments(&world.files, world.keyspace, &all, &Kept::ALL, &mut || Step::Cancel).expect("ends");
     assert_eq!(cancelled, None);
     let keyspace = folder.path().join(world.keyspace.to_string());
     assert_eq!(std::fs::read_dir(keyspace).expect("lists").count(), 2);

@@ -6,9 +6,10 @@ use galoo_proto::{
     admin::{
         AlterGameRequest, AlterGameResponse, ChecksumRequest, ChecksumResponse, CompactRequest, CompactResponse,
         CreateGameRequest, CreateGameResponse, DefineFamilyRequest, DefineFamilyResponse, DropFamilyRequest,
-        DropFamilyResponse, DropGameRequest, DropGameResponse, Game, InitClusterRequest, InitClusterResponse,
-        ListFamiliesRequest, ListFamiliesResponse, ListGamesRequest, ListGamesResponse, ShardChecksum, StatusRequest,
-        StatusResponse, TopologyRequest, TopologyResponse, admin_server::Admin,
+        DropFamilyResponse, DropGameRequest, DropGameResponse, ForgetPlayerRequest, ForgetPlayerResponse, Game,
+        InitClusterRequest, InitClusterResponse, ListErasuresRequest, ListErasuresResponse, ListFamiliesRequest,
+        ListFamiliesResponse, ListGamesRequest, ListGamesResponse, ShardChecksum, StatusRequest, StatusResponse,
+        TopologyRequest, TopologyResponse, admin_server::Admin,
     },
     meta::GameRecord,
 };
@@ -38,6 +39,21 @@ impl Admin for AdminService {
         let AlterGameRequest { name, events_retention_ms } = request.into_inner();
         let record = self.0.node()?.alter_game(&name, events_retention_ms).await?;
         Ok(Response::new(AlterGameResponse { game: Some(game(record)) }))
+    }
+
+    async fn forget_player(
+        &self,
+        request: Request<ForgetPlayerRequest>,
+    ) -> Result<Response<ForgetPlayerResponse>, Status> {
+        let ForgetPlayerRequest { game, player_id } = request.into_inner();
+        Ok(Response::new(self.0.node()?.forget_player(&game, &player_id).await?))
+    }
+
+    async fn list_erasures(
+        &self,
+        request: Request<ListErasuresRequest>,
+    ) -> Result<Response<ListErasuresResponse>, Status> {
+        Ok(Response::new(self.0.node()?.erasures(&request.into_inner().game).await?))
     }
 
     async fn list_games(&self, _: Request<ListGamesRequest>) -> Result<Response<ListGamesResponse>, Status> {

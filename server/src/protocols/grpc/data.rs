@@ -9,18 +9,19 @@ use futures::{Stream, StreamExt};
 use galoo_proto::{
     Seq,
     data::{
-        AnswerBatch, AppendPart, AppendRequest, AppendResponse, CallBatch, CallError, GetManyRequest, GetManyResponse,
-        GetRequest, GetResponse, ListProducersRequest, ListProducersResponse, MutateRequest, MutateResponse, PartError,
-        PlayerCells, RegisterProducerRequest, RegisterProducerResponse, ScanGameRequest, ScanPlayerRequest,
-        ScanResponse, TailRequest, append_part, data_client::DataClient, data_server::Data, mutate_response,
-        part_error,
+        AnswerBatch, AppendPart, AppendRequest, AppendResponse, CallBatch, CallError, ExportPlayerRequest,
+        GetManyRequest, GetManyResponse, GetRequest, GetResponse, ListProducersRequest, ListProducersResponse,
+        MutateRequest, MutateResponse, PartError, PlayerCells, RegisterProducerRequest, RegisterProducerResponse,
+        ScanGameRequest, ScanPlayerRequest, ScanResponse, TailRequest, append_part, data_client::DataClient,
+        data_server::Data, mutate_response, part_error,
     },
     validate,
     value::StoredEvent,
 };
 use galoo_storage::{
     engine::Direction,
-    view::{self, Column, View},
+    key::Selection,
+    view::{self, CellQuery, Column, View},
 };
 use prost::Message;
 use tokio::sync::mpsc;
@@ -213,12 +214,38 @@ impl<'s> Pager<'s> {
     fn flush(&mut self, cursor: Vec<u8>) -> bool {
         self.bytes = 0;
         let events = std::mem::take(&mut self.page);
-        self.sink.blocking_send(Ok(ScanResponse { events, cursor })).is_ok()
+        self.sink.blocking_send(Ok(ScanResponse { events, cursor, ..Default::default() })).is_ok()
     }
 }
 
 fn game_cursor(event: &StoredEvent) -> Vec<u8> {
     cursor(event.shard, event.seq)
+}
+
+/// Sends a player's events behind `after` until nobody wants more.
+fn scan_player(
+    mut pager: Pager<'_>,
+    view: &View,
+    filter: &view::EventFilter,
+    columns: &Arc<[Column]>,
+    direction: Direction,
+    mut after: Option<(i64, Seq)>,
+) -> Result<(), NodeError> {
+    loop {
+        let wanted = usize::try_from(pager.left).unwrap_or(usize::MAX).min(PAGE_EVENTS_MAX);
+        let page = view.player_page(filter, columns, direction, after, wanted)?;
+        for event in page.events {
+            let time_ms = event.event.as_ref().map_or(0, |event| event.event_time_ms);
+            after = Some((time_ms, Seq(event.seq)));
+            if !pager.push(event, |event| cursor(time_ms.cast_unsigned(), event.seq)) {
+                return Ok(());
+            }
+        }
+        if !page.more {
+            pager.flush(Vec::new());
+            return Ok(());
+        }
+    }
 }
 
 /// Sends the events of one shard behind `after`; returns false when nobody wants more.
@@ -301,26 +328,37 @@ impl Data for DataService {
         let request = request.into_inner();
         let view = self.0.node()?.player_view(&request.game, &request.player_id).await?;
         let direction = if request.newest_first { Direction::Backward } else { Direction::Forward };
-        let mut after = parse_cursor(&request.cursor)?.map(|(time, seq)| (time.cast_signed(), Seq(seq)));
+        let after = parse_cursor(&request.cursor)?.map(|(time, seq)| (time.cast_signed(), Seq(seq)));
         let (filter, columns) = scanned(request.filter, request.projection.as_ref())?;
         let filter = view::EventFilter { players: Some(vec![request.player_id]), ..filter };
+        Ok(scan(move |sink| scan_player(Pager::new(sink, request.limit), &view, &filter, &columns, direction, after)))
+    }
+
+    type ExportPlayerStream = Pages;
+
+    async fn export_player(&self, request: Request<ExportPlayerRequest>) -> Result<Response<Pages>, Status> {
+        let asked = request.get_ref();
+        if let Some((peer, mut client)) = self.elsewhere(&asked.game, &asked.player_id, &request).await? {
+            let pages = client.export_player(peer.request(request.into_inner())).await?;
+            return Ok(Response::new(Box::pin(pages.into_inner())));
+        }
+        let ExportPlayerRequest { game, player_id } = request.into_inner();
+        let view = self.0.node()?.player_view(&game, &player_id).await?;
         Ok(scan(move |sink| {
-            let mut pager = Pager::new(sink, request.limit);
-            loop {
-                let wanted = usize::try_from(pager.left).unwrap_or(usize::MAX).min(PAGE_EVENTS_MAX);
-                let page = view.player_page(&filter, &columns, direction, after, wanted)?;
-                for event in page.events {
-                    let time_ms = event.event.as_ref().map_or(0, |event| event.event_time_ms);
-                    after = Some((time_ms, Seq(event.seq)));
-                    if !pager.push(event, |event| cursor(time_ms.cast_unsigned(), event.seq)) {
-                        return Ok(());
-                    }
+            let query = CellQuery { versions: usize::MAX, ..Selection::Row.into() };
+            let mut cells = view.cells(&player_id, &query)?.into_iter().peekable();
+            while cells.peek().is_some() {
+                let (mut page, mut bytes) = (Vec::new(), 0);
+                while let Some(cell) = cells.next_if(|_| bytes < PAGE_BYTES_MAX) {
+                    bytes += cell.encoded_len();
+                    page.push(cell);
                 }
-                if !page.more {
-                    pager.flush(Vec::new());
+                if sink.blocking_send(Ok(ScanResponse { cells: page, ..Default::default() })).is_err() {
                     return Ok(());
                 }
             }
+            let (filter, columns) = (view::EventFilter::player(&player_id), Column::event(None));
+            scan_player(Pager::new(sink, 0), &view, &filter, &columns, Direction::Forward, None)
         }))
     }
 

@@ -1,0 +1,66 @@
+//! Players who are forgotten.
+
+use std::sync::Arc;
+
+use galoo_proto::{
+    GameId, Token,
+    admin::{Erasure, ForgetPlayerResponse, ListErasuresResponse},
+    command::{self, command::Body, outcome},
+    limits::ERASURES_MAX,
+    validate,
+};
+use galoo_storage::rollup::Definition;
+
+use super::{Node, NodeError, unexpected};
+use crate::driver::DriveError;
+
+impl Node {
+    /// Forgets a player; returns when nobody reads anything of what was there.
+    pub async fn forget_player(self: &Arc<Self>, game: &str, player: &str) -> Result<ForgetPlayerResponse, NodeError> {
+        validate::player_id(player)?;
+        let routed = self.game(game).await?;
+        let (shard, range) = routed.shards.find(Token::of(player));
+        if let Ok(view) = self.stale_view(shard)
+            && view.erasures()?.len() >= ERASURES_MAX
+        {
+            let reason = DriveError::NotReady("it still removes the events of too many players");
+            return Err(NodeError::Unavailable { shard, reason });
+        }
+        let forget = command::ForgetPlayer { range: Some(range.into()), player_id: player.to_owned() };
+        let outcome = self.propose(shard, Body::ForgetPlayer(forget)).await?;
+        let Some(outcome::Result::PlayerForgotten(forgotten)) = &outcome.result else {
+            return Err(unexpected(shard, &outcome));
+        };
+        let mut receipt = ForgetPlayerResponse {
+            shard: shard.0,
+            hlc: forgotten.hlc,
+            through_seq: forgotten.through_seq,
+            ..Default::default()
+        };
+        let meta = self.meta.borrow().clone();
+        let id = meta.game(game).map_or(GameId(0), |game| GameId(game.id));
+        for rollup in meta.rollups(id) {
+            let names_players = Definition::parse(rollup).is_ok_and(|definition| definition.groups_by_player());
+            let list = if names_players { &mut receipt.rollups_cleaned } else { &mut receipt.rollups_kept };
+            list.push(rollup.name.clone());
+        }
+        Ok(receipt)
+    }
+
+    /// Forgotten players of whom this node's replicas of a game may still hold events.
+    pub async fn erasures(&self, game: &str) -> Result<ListErasuresResponse, NodeError> {
+        let mut told = ListErasuresResponse { node: self.identity.node().0, ..Default::default() };
+        for view in self.replicas(game).await? {
+            let erasures = view.erasures()?;
+            let shard = view.shard().0;
+            let players = erasures.players();
+            told.erasures.extend(players.map(|(player, hlc)| Erasure {
+                shard,
+                player_id: player.to_owned(),
+                hlc: hlc.0,
+            }));
+        }
+        told.erasures.sort_by(|one, other| (one.hlc, &one.player_id).cmp(&(other.hlc, &other.player_id)));
+        Ok(told)
+    }
+}

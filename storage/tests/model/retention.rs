@@ -1,0 +1,189 @@
+//! What is dropped, and who is forgotten: not read at once, gone from the files in time, and counted by rollups as declared.
+
+use galoo_proto::command::Seal;
+use galoo_storage::compaction::covered_seq;
+
+use super::*;
+
+/// A world with a rollup of each shape and a segment of each of some batches, none of which is covered.
+fn world(folder: &std::path::Path, batches: &[Vec<Event>]) -> (World, Model) {
+    let memory = MemoryEngine::default();
+    let mut world = World::new(folder, Arc::new(memory.clone()), Some(memory));
+    let live = rollups::Live::from([(1, Default::default()), (2, Default::default())]);
+    live.keys().for_each(|id| drop(world.apply(Body::DefineRollup(rollups::definition(*id)))));
+    let mut model = Model { rollups: live, defined: 2, ..Model::default() };
+    for batch in batches {
+        model.events.extend(batch.clone());
+        world.apply(append(None, batch.clone()));
+        let chunk = world.shard.state().open.unwrap_or_default().id;
+        world.apply(Body::Seal(Seal { chunk }));
+        world.build();
+    }
+    check(&world, &model);
+    (world, model)
+}
+
+/// Everything that the segments' files hold, as text.
+fn stored_bytes(world: &World) -> Vec<u8> {
+    let segments = merges::segments(world);
+    let live = segments.iter().filter(|segment| segment.rows > 0);
+    let path = |id| world.files.path(world.keyspace, galoo_proto::SegmentId(id));
+    live.flat_map(|segment| std::fs::read(path(segment.id)).expect("reads")).collect()
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+#[test]
+fn what_a_rollup_lacks_is_kept_until_it_has_it() {
+    let folder = tempfile::tempdir().expect("folder");
+    let batches: Vec<_> =
+        (0..3i64).map(|batch| (0..8u8).map(|i| event((i % 4, batch * 10 + 3, i % 6))).collect()).collect();
+    let (mut world, mut model) = world(folder.path(), &batches);
+    world.apply(Body::DropEventsBefore(DropEventsBefore { time_ms: 20 }));
+    model.from_ms = 20;
+    check(&world, &model);
+    assert!(!merges::expire(&mut world), "rollups lack it");
+    // A rollup that is made now never counts it.
+    world.apply(Body::DefineRollup(rollups::definition(3)));
+    model.rollups.insert(3, rollups::Counts { from_ms: 20, ..Default::default() });
+    check(&world, &model);
+    while covered_seq(&world.view()).expect("reads") < 24 {
+        rollups::cover_all(&world.view(), &world.engine, &model.rollups);
+        check(&world, &model);
+    }
+    assert!(merges::expire(&mut world) && !merges::expire(&mut world));
+    let segments = merges::segments(&world);
+    assert_eq!(segments.iter().map(|one| (one.rows, one.gone)).collect::<Vec<_>>(), [(0, 16), (8, 0)]);
+    // Cells that reads keep merged in memory began with what is gone.
+    check(&world, &model);
+    world.crash();
+    check(&world, &model);
+}
+
+/// Merges leave out what is too old, and so does writing anew what is half too old.
+#[test]
+fn old_events_go_also_from_files_that_hold_newer_ones() {
+    let folder = tempfile::tempdir().expect("folder");
+    let batch = |from: i64| -> Vec<Event> { (0..10).map(|at| event((at as u8 % 4, from + at, 1))).collect() };
+    let (mut world, mut model) = world(folder.path(), &[batch(0), batch(100)]);
+    while covered_seq(&world.view()).expect("reads") < 20 {
+        rollups::cover_all(&world.view(), &world.engine, &model.rollups);
+    }
+    let drop_before = |world: &mut World, model: &mut Model, time_ms| {
+        world.apply(Body::DropEventsBefore(DropEventsBefore { time_ms }));
+        model.from_ms = time_ms;
+        check(world, model);
+    };
+    drop_before(&mut world, &mut model, 3);
+    assert!(!merges::expire(&mut world), "too little of it");
+    drop_before(&mut world, &mut model, 6);
+    assert!(merges::expire(&mut world) && !merges::expire(&mut world));
+    check(&world, &model);
+    let rows = |world: &World| merges::segments(world).iter().map(|one| (one.rows, one.gone)).collect::<Vec<_>>();
+    assert_eq!(rows(&world), [(4, 6), (10, 0)]);
+    drop_before(&mut world, &mut model, 8);
+    let all = merges::segments(&world);
+    assert!(merges::merge(&mut world, &all));
+    assert_eq!(rows(&world), [(12, 8)]);
+    check(&world, &model);
+}
+
+/// A forgotten player is not read at once, whatever is written behind; the name is in no file once segments are written
+/// anew, and then nothing remembers it.
+#[test]
+fn a_forgotten_player_is_gone_from_every_file() {
+    let folder = tempfile::tempdir().expect("folder");
+    let of = |player: &str, at: i64| Event { player_id: player.to_owned(), ..event((0, at, 1)) };
+    let batches =
+        [vec![of("p1", 1), of("hero-to-forget", 2)], vec![of("hero-to-forget", 3), of("p2", 4)], vec![of("p3", 5)]];
+    let (mut world, mut model) = world(folder.path(), &batches);
+    let hero = "hero-to-forget";
+    let put = |world: &mut World, value: i64| {
+        let change = Some(Change::Put(int(value)));
+        let mutation = Mutation { family: "s".into(), qualifier: "gold".into(), change, ..Mutation::default() };
+        let (range, player_id) = (Some(TokenRange::FULL.into()), hero.to_owned());
+        world.apply(Body::Mutate(MutatePlayer { range, player_id, mutations: vec![mutation], ..Default::default() }));
+    };
+    put(&mut world, 7);
+    put(&mut world, 8);
+    let cells = |world: &World| world.view().cells(hero, &Selection::Row.into()).expect("reads");
+    assert_eq!(cells(&world).len(), 1);
+    rollups::cover_all(&world.view(), &world.engine, &model.rollups);
+    let stale: Vec<_> = [1, 2]
+        .map(|id| galoo_storage::rollup::Definition::parse(&rollups::definition(id)).expect("valid"))
+        .iter()
+        .filter_map(|one| galoo_storage::rollup::cover::prepare(&world.view(), one).expect("prepares"))
+        .collect();
+    let forget = ForgetPlayer { range: Some(TokenRange::FULL.into()), player_id: hero.to_owned() };
+    world.apply(Body::ForgetPlayer(forget));
+    model.forgotten.insert(hero.to_owned(), 5);
+    assert_eq!(cells(&world), vec![]);
+    check(&world, &model);
+    for cover in stale {
+        let committed = galoo_storage::rollup::cover::commit(&world.engine, world.keyspace, cover).expect("reads");
+        assert!(!committed, "cells that were worked out before would name the player again");
+    }
+    // The player comes back, and is a new one.
+    model.events.push(of(hero, 6));
+    world.apply(append(None, vec![of(hero, 6)]));
+    put(&mut world, 1);
+    assert_eq!(cells(&world).len(), 1);
+    check(&world, &model);
+    world.apply(Body::DefineRollup(rollups::definition(4)));
+    model.rollups.insert(4, rollups::Counts { forgotten: model.forgotten.clone(), ..Default::default() });
+    check(&world, &model);
+
+    assert!(!merges::expire(&mut world), "rollups lack it");
+    assert!(contains(&stored_bytes(&world), hero));
+    while covered_seq(&world.view()).expect("reads") < 5 {
+        rollups::cover_all(&world.view(), &world.engine, &model.rollups);
+        check(&world, &model);
+    }
+    assert_eq!(merges::clean_up(&world), 0, "files hold it");
+    let mut written = 0;
+    while merges::expire(&mut world) {
+        written += 1;
+        check(&world, &model);
+    }
+    assert_eq!(written, 2, "only what may hold it is written anew");
+    assert!(!contains(&stored_bytes(&world), hero));
+    assert_eq!(merges::clean_up(&world), 1);
+    assert!(world.view().erasures().expect("reads").is_empty());
+    check(&world, &model);
+    world.flush();
+    world.crash();
+    check(&world, &model);
+    assert_eq!(cells(&world).len(), 1);
+}
+
+/// Commands behind one that forgets, in the same entry, do not see what it removed.
+#[test]
+fn nothing_of_a_forgotten_player_is_seen_by_the_next_command() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = World::new(folder.path(), Arc::new(MemoryEngine::default()), None);
+    let range = Some(TokenRange::FULL.into());
+    let add = || {
+        let mutation = Mutation {
+            family: "s".into(),
+            qualifier: "gold".into(),
+            change: Some(Change::Increment(5)),
+            ..Mutation::default()
+        };
+        let player_id = "p1".to_owned();
+        Body::Mutate(MutatePlayer { range, player_id, mutations: vec![mutation], ..Default::default() })
+    };
+    let forget = Body::ForgetPlayer(ForgetPlayer { range, player_id: "p1".into() });
+    let commands =
+        [add(), add(), forget, add()].map(|body| Command { version: 1, hlc: 0, body: Some(body) }.encode_to_vec());
+    let commands: Vec<_> = commands.iter().map(Vec::as_slice).collect();
+    let outcomes = world.shard.apply(1, &commands).expect("applies");
+    let values = |outcome: &Outcome| match &outcome.result {
+        Some(outcome::Result::Mutated(mutated)) => mutated.values.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((values(&outcomes[1]), values(&outcomes[3])), (vec![int(10)], vec![int(5)]));
+    let cells = world.view().cells("p1", &Selection::Row.into()).expect("reads");
+    assert_eq!(cells.iter().map(|cell| cell.value.clone()).collect::<Vec<_>>(), [Some(int(5))]);
+}
