@@ -29,6 +29,8 @@ use crate::node::Node;
 const ROUND: Duration = Duration::from_secs(1);
 /// Bytes of old files that wait to be removed at which no further merge begins.
 const RETIRED_BYTES_MAX: u64 = 4 << 30;
+/// Between two looks at a shard for what is hidden in its segments.
+const ERASURE_ROUND: Duration = Duration::from_secs(5);
 /// A shard whose merge failed is left alone for so long.
 const FAILED_DELAY: Duration = Duration::from_secs(60);
 
@@ -42,6 +44,8 @@ const REST_MAX: Duration = Duration::from_millis(250);
 /// Works until `stopped` resolves.
 pub async fn run(node: Arc<Node>, mut stopped: watch::Receiver<bool>) {
     let mut retired = Retired::default();
+    // When it was last looked for what is hidden of each shard.
+    let mut looked: HashMap<ShardId, Instant> = HashMap::new();
     // Shards whose merge failed, with when it is tried again.
     let mut failed: HashMap<ShardId, Instant> = HashMap::new();
     loop {
@@ -49,15 +53,18 @@ pub async fn run(node: Arc<Node>, mut stopped: watch::Receiver<bool>) {
         let now = Instant::now();
         failed.retain(|_, again_at| *again_at > now);
         for (shard, keyspace) in node.open_shards() {
-            // What is merged is there twice until its old files go.
-            if failed.contains_key(&shard) || retired.bytes() > RETIRED_BYTES_MAX || node.disk_room().is_err() {
+            if failed.contains_key(&shard) {
                 continue;
             }
-            match (Work { node: &node, shard, keyspace, stopped: &stopped }).next().await {
+            // What is merged is there twice until its old files go.
+            let has_room = retired.bytes() <= RETIRED_BYTES_MAX && node.disk_room().is_ok();
+            let looks = looked.get(&shard).is_none_or(|looked| looked.elapsed() >= ERASURE_ROUND);
+            match (Work { node: &node, shard, keyspace, has_room, looks, stopped: &stopped }).next().await {
                 Ok(Some(segments)) => {
                     retired.add(node.engine().as_ref(), keyspace, &segments, Instant::now());
                     merged = true;
                 }
+                Ok(None) if looks => drop(looked.insert(shard, Instant::now())),
                 Ok(None) => {}
                 Err(failure) => {
                     warn!(%shard, %failure, again_in = ?FAILED_DELAY, "segments could not be merged; it is tried again");
@@ -81,6 +88,10 @@ struct Work<'w> {
     node: &'w Arc<Node>,
     shard: ShardId,
     keyspace: Keyspace,
+    /// Whether files may be written; others are dropped also where there is no room.
+    has_room: bool,
+    /// Whether it is looked for what is hidden.
+    looks: bool,
     stopped: &'w watch::Receiver<bool>,
 }
 
@@ -98,8 +109,10 @@ impl Work<'_> {
         let covered = covered_seq(&view)?;
         let segment = match choose_expired(&sources, from_ms, covered) {
             Some(Expired::Drop(range)) => return self.drop_sources(view, sources[range].to_vec()).await,
+            _ if !self.has_room => return Ok(None),
             Some(Expired::Rewrite(segment)) => Some(segment),
-            None => choose_erasure(&view, self.node.files(), covered)?,
+            None if self.looks => choose_erasure(&view, self.node.files(), covered)?,
+            None => None,
         };
         if let Some(segment) = segment {
             let kept = kept(&view, Seq(segment.last_seq))?;
@@ -107,7 +120,7 @@ impl Work<'_> {
             drop(view);
             return self.rewrite(vec![record::Segment::clone(&segment)], kept, REST).await;
         }
-        if !view.erasures()?.is_empty() {
+        if self.looks && !view.erasures()?.is_empty() {
             self.clean(&view).await?;
         }
         self.merge(view).await

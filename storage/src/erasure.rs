@@ -113,9 +113,10 @@ impl Erasures {
         self.players.get(player).map(Message::encode_to_vec)
     }
 
-    /// The last event that a player's entry hides.
-    pub(crate) fn through(&self, player: &str) -> Seq {
-        Seq(self.players.get(player).map_or(0, |erasure| through(erasure, u64::MAX)))
+    /// Players of whom an event from `first` on may be hidden.
+    pub(crate) fn reaching(&self, first: u64) -> impl Iterator<Item = &str> {
+        let reaches = move |erasure: &&record::Erasure| through(erasure, u64::MAX) >= first;
+        self.players.values().filter(reaches).map(|erasure| erasure.player_id.as_str())
     }
 }
 

@@ -1,8 +1,8 @@
 //! Hidden events go: segments that may hold some are written anew, and an entry goes once nothing holds what it hides.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
-use galoo_proto::{Keyspace, record};
+use galoo_proto::record;
 
 use crate::{
     Result,
@@ -17,46 +17,37 @@ use crate::{
 /// Opens the files of segments that are not clean, to look into their bloom filters.
 pub fn choose_erasure(view: &View, files: &SegmentFiles, covered_seq: u64) -> Result<Option<Arc<record::Segment>>> {
     let hidden = view.erasures()?;
-    if hidden.is_empty() {
-        return Ok(None);
-    }
     for source in view.sources()? {
         if let Source::Segment(segment) = source
             && segment.last_seq <= covered_seq
-            && may_hold(files, view.keyspace(), segment, &hidden.in_segment(segment))?
         {
-            return Ok(Some(segment.clone()));
+            let players = hidden.in_segment(segment);
+            if !players.is_empty() && !files.open(view.keyspace(), segment)?.held(&players)?.is_empty() {
+                return Ok(Some(segment.clone()));
+            }
         }
     }
     Ok(None)
 }
 
-fn may_hold(files: &SegmentFiles, keyspace: Keyspace, segment: &record::Segment, players: &[String]) -> Result<bool> {
-    Ok(!players.is_empty() && files.open(keyspace, segment)?.may_hold(players)?)
-}
-
 /// Returns the forgotten players of whom nothing is stored any more, but for what the engine has not rewritten.
 pub fn clean(view: &View, files: &SegmentFiles) -> Result<Vec<String>> {
     let hidden = view.erasures()?;
-    let mut clean = Vec::new();
-    for (player, _) in hidden.players() {
-        let through = hidden.through(player);
-        let mut holds = false;
-        for source in view.sources()?.iter().filter(|source| source.first_seq() <= through) {
-            holds |= match source {
-                Source::Chunk(_) => true,
-                Source::Segment(segment) => {
-                    let dirty = hidden.in_segment(segment);
-                    dirty.iter().any(|one| one == player)
-                        && may_hold(files, view.keyspace(), segment, &[player.to_owned()])?
-                }
-            };
-        }
-        if !holds {
-            clean.push(player.to_owned());
+    let mut held: HashSet<String> = HashSet::new();
+    // The first event that is in no segment yet: what is behind is not looked for.
+    let is_chunk = |source: &&Source| matches!(source, Source::Chunk(_));
+    let unbuilt = view.sources()?.iter().find(is_chunk).map_or(u64::MAX, |chunk| chunk.first_seq().0);
+    held.extend(hidden.reaching(unbuilt).map(str::to_owned));
+    for source in view.sources()? {
+        if let Source::Segment(segment) = source {
+            let mut players = hidden.in_segment(segment);
+            players.retain(|player| !held.contains(player));
+            if !players.is_empty() {
+                held.extend(files.open(view.keyspace(), segment)?.held(&players)?.into_iter().cloned());
+            }
         }
     }
-    Ok(clean)
+    Ok(hidden.players().map(|(player, _)| player).filter(|player| !held.contains(*player)).map(str::to_owned).collect())
 }
 
 /// Removes a forgotten player's entry; returns false when the player was forgotten again since the view.

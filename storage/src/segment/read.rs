@@ -84,15 +84,23 @@ impl SegmentFile {
     }
 
     /// Returns false when the bloom filters show that none of the players is in the file.
-    pub(crate) fn may_hold(&self, players: &[String]) -> Result<bool> {
-        let Some(column) = self.metadata.schema().index_of(names::PLAYER_ID).ok() else { return Ok(true) };
+    fn may_hold(&self, players: &[String]) -> Result<bool> {
+        Ok(!self.held(players)?.is_empty())
+    }
+
+    /// Returns those of the players who may be in the file, by its bloom filters.
+    pub(crate) fn held<'p>(&self, players: &'p [String]) -> Result<Vec<&'p String>> {
+        let Some(column) = self.metadata.schema().index_of(names::PLAYER_ID).ok() else {
+            return Ok(players.iter().collect());
+        };
+        let mut filters = Vec::new();
         for group in self.metadata.metadata().row_groups() {
-            let filter = Sbbf::read_from_column_chunk(group.column(column), &self.blocks)?;
-            if filter.is_none_or(|filter| players.iter().any(|player| filter.check(&player.as_str()))) {
-                return Ok(true);
-            }
+            filters.push(Sbbf::read_from_column_chunk(group.column(column), &self.blocks)?);
         }
-        Ok(false)
+        let may_hold = |player: &&String| {
+            filters.iter().any(|filter| filter.as_ref().is_none_or(|filter| filter.check(&player.as_str())))
+        };
+        Ok(players.iter().filter(may_hold).collect())
     }
 
     /// Returns the bounds of each page of an integer column that every event has; `None` where they are not known.
