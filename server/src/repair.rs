@@ -16,13 +16,13 @@ use crate::node::Node;
 
 /// Between two looks at what was found.
 const ROUND: Duration = Duration::from_secs(1);
-/// A shard that could not be rebuilt is left alone for so long.
-const FAILED_DELAY: Duration = Duration::from_secs(30);
+/// A shard is left alone for so long after it was rebuilt or could not be: on a disk that goes bad it may be damaged again.
+const REST: Duration = Duration::from_secs(30);
 
 /// Works until `stopped` resolves.
 pub async fn run(node: Arc<Node>, mut stopped: watch::Receiver<bool>) {
     let mut told = BTreeSet::new();
-    let mut failed: HashMap<ShardId, Instant> = HashMap::new();
+    let mut tried: HashMap<ShardId, Instant> = HashMap::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(ROUND) => {}
@@ -39,24 +39,22 @@ pub async fn run(node: Arc<Node>, mut stopped: watch::Receiver<bool>) {
         told.retain(|(shard, keyspace, segment)| {
             damaged.iter().any(|(of, one)| (*of, one.keyspace, one.segment) == (*shard, *keyspace, *segment))
         });
-        failed.retain(|_, since| since.elapsed() < FAILED_DELAY);
+        tried.retain(|_, at| at.elapsed() < REST);
         let shards: BTreeSet<ShardId> = damaged.iter().map(|(shard, _)| *shard).collect();
         for shard in shards {
-            if failed.contains_key(&shard) {
+            if tried.contains_key(&shard) {
                 continue;
             }
             tokio::select! {
-                rebuilt = rebuild(&node, shard) => if !rebuilt {
-                    failed.insert(shard, Instant::now());
-                },
+                () = rebuild(&node, shard) => drop(tried.insert(shard, Instant::now())),
                 _ = stopped.wait_for(|stopped| *stopped) => return,
             }
         }
     }
 }
 
-/// Rebuilds a shard from the first of its other replicas that can help; returns whether one could.
-async fn rebuild(node: &Node, shard: ShardId) -> bool {
+/// Rebuilds a shard from the first of its other replicas that can help.
+async fn rebuild(node: &Node, shard: ShardId) {
     let others = node.other_replicas(shard);
     if others.is_empty() {
         error!(%shard, "no other node has a replica of a damaged shard: what is damaged can only come from a backup");
@@ -67,12 +65,11 @@ async fn rebuild(node: &Node, shard: ShardId) -> bool {
             Ok(bytes) => {
                 info!(%shard, %from, bytes, took = ?started.elapsed(), "rebuilt from another replica");
                 metrics::counter!("galoo_shards_rebuilt_total").increment(1);
-                return true;
+                return;
             }
             Err(failure) => warn!(%shard, %from, %failure, "a damaged shard could not be rebuilt from a replica"),
         }
     }
-    false
 }
 
 impl Node {
