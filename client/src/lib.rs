@@ -208,6 +208,17 @@ impl Client {
         self.admin(&request, |mut admin, request| async move { admin.list_erasures(request).await }).await
     }
 
+    /// A game's rollups, and how far a node's replicas have covered each.
+    pub async fn list_rollups(&self, game: &str) -> Result<admin::ListRollupsResponse> {
+        let request = admin::ListRollupsRequest { game: game.to_owned() };
+        self.admin(&request, |mut admin, request| async move { admin.list_rollups(request).await }).await
+    }
+
+    /// Compares a rollup's table with what the events give; all events of its time are read.
+    pub async fn verify_rollup(&self, request: admin::VerifyRollupRequest) -> Result<admin::VerifyRollupResponse> {
+        self.admin(&request, |mut admin, request| async move { admin.verify_rollup(request).await }).await
+    }
+
     /// Declares a family of a game's cells, or declares it anew.
     pub async fn define_family(&self, game: &str, family: FamilyDefinition) -> Result<FamilyDefinition> {
         let request = admin::DefineFamilyRequest { game: game.to_owned(), family: Some(family) };

@@ -232,7 +232,8 @@ impl MetaState {
         let Some(game) = self.games.get(&create.game) else { return refused(Reason::GameUnknown, 0, 0) };
         let game = game.id;
         let mut rollup = create.rollup.unwrap_or_default();
-        if self.rollups(GameId(game)).any(|known| known.name == rollup.name) {
+        let is_taken = |name: &String| self.rollups(GameId(game)).any(|known| known.tables().any(|one| one == *name));
+        if rollup.tables().any(|name| is_taken(&name)) {
             return refused(Reason::RollupExists, 0, 0);
         }
         let found = self.rollups(GameId(game)).count();
@@ -352,6 +353,7 @@ mod tests {
 
     use galoo_proto::{
         meta::{DropGame, UpdateNode},
+        rollup::Tier,
         shard_map::ShardRanges,
     };
     use proptest::prelude::*;
@@ -464,13 +466,25 @@ mod tests {
         apply(&mut state, game());
         apply(&mut state, rollup("hours"));
         assert_eq!(reason(&apply(&mut state, rollup("hours"))), Some(Reason::RollupExists));
+        // Tables of tiers are names too, on both sides.
+        let tiered = |name: &str| {
+            let tiers = [1_000, 86_400_000].map(|bucket_ms| Tier { bucket_ms }).to_vec();
+            let rollup = Some(Rollup { name: name.into(), tiers, ..Default::default() });
+            Body::CreateRollup(CreateRollup { game: "sc2".into(), rollup })
+        };
+        apply(&mut state, rollup("seconds_1d"));
+        assert_eq!(reason(&apply(&mut state, tiered("seconds"))), Some(Reason::RollupExists));
+        apply(&mut state, Body::DropRollup(DropRollup { game: "sc2".into(), name: "seconds_1d".into() }));
+        apply(&mut state, tiered("seconds"));
+        assert_eq!(reason(&apply(&mut state, rollup("seconds_1d"))), Some(Reason::RollupExists));
+        apply(&mut state, Body::DropRollup(DropRollup { game: "sc2".into(), name: "seconds".into() }));
         let drop = || Body::DropRollup(DropRollup { game: "sc2".into(), name: "hours".into() });
         apply(&mut state, drop());
         assert_eq!(reason(&apply(&mut state, drop())), Some(Reason::RollupUnknown));
         apply(&mut state, rollup("hours"));
         let id = |state: &MetaState| state.rollups.keys().next().copied();
-        assert_eq!(id(&state), Some(RollupId(2)));
-        assert!(state.was_rollup_dropped(RollupId(1)) && !state.was_rollup_dropped(RollupId(2)));
+        assert_eq!(id(&state), Some(RollupId(4)));
+        assert!(state.was_rollup_dropped(RollupId(3)) && !state.was_rollup_dropped(RollupId(4)));
         apply(&mut state, Body::DropGame(galoo_proto::meta::DropGame { name: "sc2".into() }));
         assert_eq!(id(&state), None);
     }

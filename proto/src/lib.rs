@@ -9,6 +9,7 @@ pub mod hlc;
 pub mod ids;
 pub mod limits;
 pub mod shard_map;
+pub mod tables;
 pub mod validate;
 
 pub use hlc::Hlc;

@@ -66,6 +66,12 @@ pub const GAME_SHARDS_MAX: u32 = 1_024;
 pub const ROLLUPS_MAX: usize = 64;
 /// A rollup has at most this many groups and aggregates.
 pub const ROLLUP_COLUMNS_MAX: usize = 64;
+/// A rollup has buckets of at most this many widths.
+pub const ROLLUP_TIERS_MAX: usize = 4;
+/// A rollup has at most this many predicates, with this many literals each.
+pub const ROLLUP_PREDICATES_MAX: usize = 64;
+/// A rollup that bounds its groups keeps at most this many of a bucket.
+pub const ROLLUP_GROUPS_MAX: u64 = 1_000_000;
 /// A rollup's name has 1 to this many bytes.
 pub const ROLLUP_NAME_BYTES_MAX: usize = 63;
 /// Property names of a game that get a column of their own, kept per shard.

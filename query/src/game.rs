@@ -35,6 +35,13 @@ impl GameTables {
     ) -> Self {
         Self { views, rollups, cache, partitions }
     }
+
+    /// Every tier of every rollup, with its table's name.
+    fn tiers<'a>(&'a self) -> impl Iterator<Item = (&'a Arc<Definition>, usize, String)> {
+        let tiers =
+            |rollup: &'a Arc<Definition>| (0..rollup.tiers.len()).map(move |tier| (rollup, tier, rollup.table(tier)));
+        self.rollups.iter().flat_map(tiers)
+    }
 }
 
 impl fmt::Debug for GameTables {
@@ -50,12 +57,12 @@ impl SchemaProvider for GameTables {
             return Vec::new();
         }
         let own = [EVENTS, STATE, PLAYERS].map(str::to_owned);
-        own.into_iter().chain(self.rollups.iter().map(|rollup| rollup.name.clone())).collect()
+        own.into_iter().chain(self.tiers().map(|(_, _, name)| name)).collect()
     }
 
     fn table_exist(&self, name: &str) -> bool {
         !self.views.is_empty()
-            && ([EVENTS, STATE, PLAYERS].contains(&name) || self.rollups.iter().any(|rollup| rollup.name == name))
+            && ([EVENTS, STATE, PLAYERS].contains(&name) || self.tiers().any(|(_, _, table)| table == name))
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
@@ -69,10 +76,11 @@ impl SchemaProvider for GameTables {
             STATE => Some(Arc::new(StateTable::cells(views))),
             PLAYERS => Some(Arc::new(StateTable::players(views)?)),
             _ => {
-                let definition = self.rollups.iter().find(|rollup| rollup.name == name);
-                let table =
-                    |definition: &Arc<Definition>| RollupTable::new(views, definition.clone(), self.cache.clone());
-                definition.map(|definition| Arc::new(table(definition)) as Arc<dyn TableProvider>)
+                let found = self.tiers().find(|(_, _, table)| table == name);
+                found.map(|(definition, tier, _)| {
+                    let table = RollupTable::new(views, definition.clone(), tier, self.cache.clone());
+                    Arc::new(table) as Arc<dyn TableProvider>
+                })
             }
         })
     }

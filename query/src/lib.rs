@@ -7,8 +7,10 @@
 //!
 //! Query knows no Raft and no network: it reads [`View`]s.
 
+mod approx_quantile;
 mod events;
 mod game;
+mod number_bucket;
 mod pushdown;
 pub mod rollup;
 mod state;
@@ -85,6 +87,8 @@ impl Engine {
         let mut session =
             SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
         session.register_udf(Arc::new(time_bucket::function()))?;
+        session.register_udf(Arc::new(number_bucket::function()))?;
+        session.register_udaf(Arc::new(approx_quantile::function()))?;
         Ok(Self { session, options, cache: Arc::default() })
     }
 

@@ -23,8 +23,10 @@ use datafusion::{
 };
 use galoo_storage::{
     rollup::{
-        Aggregate, Definition, Operand, Shown, accumulator::Number, cache::RollupCache, cell::GroupValue,
-        read::RollupRows,
+        Aggregate, Definition, Operand, Shown,
+        cache::RollupCache,
+        cell::Value,
+        read::{RollupRows, Slice},
     },
     view::View,
 };
@@ -39,6 +41,7 @@ const BATCH_ROWS: usize = 8_192;
 pub struct RollupTable {
     views: Arc<[View]>,
     definition: Arc<Definition>,
+    tier: usize,
     cache: Arc<RollupCache>,
     schema: SchemaRef,
 }
@@ -59,27 +62,30 @@ fn aggregate_type(aggregate: &Aggregate) -> DataType {
     match aggregate {
         Aggregate::Count(_) | Aggregate::DistinctPlayers => DataType::Int64,
         Aggregate::Sum(operand) | Aggregate::Min(operand) | Aggregate::Max(operand) => operand_type(operand),
-        Aggregate::Avg(_) => DataType::Float64,
+        Aggregate::First(operand, _) | Aggregate::Last(operand, _) => operand_type(operand),
+        Aggregate::Avg(_) | Aggregate::Quantile(..) => DataType::Float64,
     }
 }
 
 impl RollupTable {
-    /// Makes the table of a rollup.
-    pub fn new(views: Arc<[View]>, definition: Arc<Definition>, cache: Arc<RollupCache>) -> Self {
+    /// Makes the table of a rollup's tier.
+    pub fn new(views: Arc<[View]>, definition: Arc<Definition>, tier: usize, cache: Arc<RollupCache>) -> Self {
         let field = |(name, shown): &(String, Shown)| match shown {
             Shown::Bucket => Field::new(name, TIME, false),
             Shown::Group(place) => {
-                let group = &definition.groups[*place];
-                Field::new(name, operand_type(group), matches!(group, Operand::Property { .. }))
+                let operand = &definition.groups[*place].operand;
+                let nullable = definition.groups_max.is_some() || matches!(operand, Operand::Property { .. });
+                Field::new(name, operand_type(operand), nullable)
             }
             Shown::Aggregate(place) => {
                 let aggregate = &definition.aggregates[*place];
                 let counts = matches!(aggregate, Aggregate::Count(_) | Aggregate::DistinctPlayers);
                 Field::new(name, aggregate_type(aggregate), !counts)
             }
+            Shown::IsOther => Field::new(name, DataType::Boolean, false),
         };
         let schema = Arc::new(Schema::new(definition.columns.iter().map(field).collect::<Vec<_>>()));
-        Self { views, definition, cache, schema }
+        Self { views, definition, tier, cache, schema }
     }
 
     /// The order in which rows come: by bucket and groups, as far as the columns that are wanted show them. If the player is
@@ -88,8 +94,9 @@ impl RollupTable {
         if self.definition.groups_by_player() {
             return None;
         }
-        let groups = (0..self.definition.groups.len()).map(Shown::Group);
-        let wanted = std::iter::once(Shown::Bucket).chain(groups);
+        // Of a bucket, `other` comes last, and its groups are null.
+        let ordered = if self.definition.groups_max.is_some() { 0 } else { self.definition.groups.len() };
+        let wanted = std::iter::once(Shown::Bucket).chain((0..ordered).map(Shown::Group));
         let places = wanted.map_while(|wanted| shown.iter().position(|shown| *shown == wanted));
         let options = SortOptions { descending: false, nulls_first: true };
         let column = |place: usize| Arc::new(Column::new(schema.field(place).name(), place));
@@ -123,10 +130,10 @@ impl Batches {
             for (column, shown) in columns.iter_mut().zip(&self.shown) {
                 match shown {
                     Shown::Bucket => column.append_int(Some(row.bucket_ms()?)),
-                    Shown::Group(place) => column.append_group(&groups[*place]),
+                    Shown::Group(place) => column.append(&groups[*place]),
+                    Shown::IsOther => column.append(&Value::Bool(row.is_other())),
                     Shown::Aggregate(place) => {
-                        let value = row.cell.0[*place].value(&self.definition.aggregates[*place]);
-                        column.append_number(value.map_err(galoo_storage::Error::SumTooLarge)?);
+                        column.append(&row.value(*place).map_err(galoo_storage::Error::SumTooLarge)?);
                     }
                 }
             }
@@ -162,7 +169,8 @@ impl Builder {
     fn new(definition: &Definition, shown: Shown) -> Self {
         let data_type = match shown {
             Shown::Bucket => TIME,
-            Shown::Group(place) => operand_type(&definition.groups[place]),
+            Shown::Group(place) => operand_type(&definition.groups[place].operand),
+            Shown::IsOther => DataType::Boolean,
             Shown::Aggregate(place) => aggregate_type(&definition.aggregates[place]),
         };
         match data_type {
@@ -184,19 +192,12 @@ impl Builder {
         }
     }
 
-    fn append_group(&mut self, value: &GroupValue<'_>) {
+    fn append(&mut self, value: &Value<'_>) {
         match (self, value) {
-            (Self::Bool(column), GroupValue::Bool(value)) => column.append_value(*value),
-            (Self::Text(column), GroupValue::Text(value)) => column.append_value(value),
-            (column, GroupValue::Int(value)) => column.append_int(Some(*value)),
-            (column, _) => column.append_int(None),
-        }
-    }
-
-    fn append_number(&mut self, value: Number) {
-        match (self, value) {
-            (Self::Float(column), Number::Float(value)) => column.append_value(value),
-            (column, Number::Int(value)) => column.append_int(Some(value)),
+            (Self::Bool(column), Value::Bool(value)) => column.append_value(*value),
+            (Self::Text(column), Value::Text(value)) => column.append_value(value),
+            (Self::Float(column), Value::Float(value)) => column.append_value(*value),
+            (column, Value::Int(value)) => column.append_int(Some(*value)),
             (column, _) => column.append_int(None),
         }
     }
@@ -245,11 +246,13 @@ impl TableProvider for RollupTable {
         let ordering = self.ordering(&shown, &schema);
         let (table, wanted) = (self.clone(), schema.clone());
         let open = move || -> galoo_storage::Result<_> {
-            let rows = RollupRows::open(&table.views, &table.definition, &buckets, &table.cache)?;
+            let (definition, buckets_ms) = (table.definition.clone(), buckets.clone());
+            let slice = Slice { definition, tier: table.tier, buckets_ms };
+            let rows = RollupRows::open(&table.views, &slice, &table.cache)?;
             let (definition, shown, schema) = (table.definition.clone(), shown.clone(), wanted.clone());
             Ok(Box::new(Batches { definition, shown, schema, rows }) as Box<dyn Iterator<Item = _> + Send>)
         };
-        let name = format!("rollup/{}", self.definition.name);
+        let name = format!("rollup/{}", self.definition.table(self.tier));
         let partition: Arc<dyn PartitionStream> = Arc::new(Partition::new(schema.clone(), name, open));
         let plan = StreamingTableExec::try_new(schema, vec![partition], None, ordering, false, limit)?;
         Ok(Arc::new(plan))

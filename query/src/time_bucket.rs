@@ -52,10 +52,15 @@ fn width_ms(interval: IntervalMonthDayNano) -> Result<i64> {
     Ok(width)
 }
 
+/// Returns the width that an interval's text names.
+pub(crate) fn text_width_ms(text: &str) -> Result<i64> {
+    width_ms(parse_interval_month_day_nano(text)?)
+}
+
 /// Returns the width that a literal names: an interval, or its text.
 pub(crate) fn literal_width_ms(value: &ScalarValue) -> Result<i64> {
     if let Some(text) = value.try_as_str().flatten() {
-        return width_ms(parse_interval_month_day_nano(text)?);
+        return text_width_ms(text);
     }
     match value.cast_to(&DataType::Interval(IntervalUnit::MonthDayNano))? {
         ScalarValue::IntervalMonthDayNano(Some(interval)) => width_ms(interval),

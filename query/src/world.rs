@@ -22,7 +22,7 @@ use prost::Message;
 
 use crate::{
     Engine, Options,
-    rollup::define::{self, DefineError},
+    rollup::define::{self, DefineError, Statement},
 };
 
 pub(crate) const KEYSPACE: Keyspace = Keyspace(1);
@@ -120,7 +120,11 @@ impl World {
     }
 
     pub(crate) async fn define(&mut self, id: u64, name: &str, select: &str) -> Result<(), DefineError> {
-        let rollup = define::plan(&self.context(), name, select).await?;
+        let statement = format!("CREATE ROLLUP \"{name}\" AS {select}");
+        let Some(Statement::Create { name, select, options, .. }) = Statement::parse(&statement)? else {
+            panic!("{statement} creates none");
+        };
+        let rollup = define::plan(&self.context(), &name, &select, &options).await?;
         self.apply(Body::DefineRollup(Rollup { id, ..rollup }));
         Ok(())
     }

@@ -19,6 +19,7 @@ mod games;
 mod load;
 mod output;
 mod privacy;
+mod rollups;
 mod serve;
 mod sql;
 mod status;
@@ -78,6 +79,9 @@ enum Command {
     /// Forget a player: state and events, for good; says what becomes of each place
     #[command(after_help = "Example: galoo forget --game rpg ann")]
     Forget(privacy::ForgetArgs),
+    /// List a game's rollups, and prove them against the events
+    #[command(subcommand, after_help = "Example: galoo rollup verify --game sc2 per_hour")]
+    Rollup(rollups::RollupCommand),
     /// Follow events as they are stored
     #[command(after_help = "Example: galoo tail --game rpg --from-start")]
     Tail(data::TailArgs),
@@ -215,6 +219,7 @@ async fn client_command(command: Command) -> Result<(), Failure> {
         Command::Scan(args) => data::scan(args).await,
         Command::Export(args) => privacy::export(args).await,
         Command::Forget(args) => privacy::forget(args).await,
+        Command::Rollup(command) => rollups::run(command).await,
         Command::Tail(args) => data::tail(args).await,
         Command::Sql(args) => sql::run(args).await,
         Command::Bench(command) => bench::run(command).await,

@@ -59,9 +59,9 @@ impl SqlBackend for NodeSql {
     async fn define(&self, game: &str, sql: &str) -> Result<Option<String>, SqlError> {
         let Some(statement) = Statement::parse(sql).map_err(define_error)? else { return Ok(None) };
         let done = match statement {
-            Statement::Create { name, if_not_exists, select } => {
+            Statement::Create { name, if_not_exists, select, options } => {
                 let context = self.context(game).await?;
-                let planned = define::plan(&context, &name, &select).await;
+                let planned = define::plan(&context, &name, &select, &options).await;
                 let rollup = planned.map_err(define_error)?;
                 match self.node.create_rollup(game, rollup).await {
                     Err(NodeError::RollupExists(_)) if if_not_exists => {}

@@ -81,6 +81,12 @@ pub enum Error {
     /// A rollup's sum does not fit its column.
     #[error("rollup: {0}")]
     SumTooLarge(#[from] crate::rollup::accumulator::SumTooLarge),
+    /// A part of a rollup that is too large to be compared at once.
+    #[error("the rollup has more than {cells_max} cells there; compare a shorter time")]
+    TooManyCells {
+        /// How many may be compared.
+        cells_max: usize,
+    },
     /// The state as it was at a time is not kept any more.
     #[error("as_of is {as_of}; the state is kept from {oldest} on")]
     HistoryGone {

@@ -19,14 +19,15 @@
 //!             ... | 0x03 log index u64, producer text                 -> nothing (order of eviction)
 //!             ... | 0x04 group text, producer text                    -> registered_at u64
 //! rollups     ... | 0x01 rollup u64                                   -> covered seq u64
-//!             ... | 0x02 rollup u64, token u64, bucket u64, groups    -> cell (see `rollup::cell`)
+//!             ... | 0x02 rollup u64, tier u8, token u64, bucket u64, groups -> cell (see `rollup::cell`)
 //! ```
 //!
 //! A `text` is escaped so that order is kept and no text is a prefix of another: 0x00 becomes 0x00 0xff, and 0x00 0x01
 //! ends it. Versions are stored inverted: the newest comes first. Signed numbers have their sign bit flipped.
 //!
 //! A rollup's cell has the token of its player where the player is one of the groups, and 0 where not. Each group is
-//! 0x00 (null), or 0x01 and a bool u8, an integer u64 or a text.
+//! 0x00 (null), or 0x01 and a bool u8, an integer u64 or a text. In the place of groups, 0xfe stands for all that are not
+//! kept by themselves, and 0xff for the bucket's own sum.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -249,22 +250,29 @@ pub fn rollup_mark(keyspace: Keyspace, rollup: RollupId) -> Vec<u8> {
     key
 }
 
-/// All cells of a rollup. What follows the range's start in a key is the cell's place: token, bucket, groups.
+/// All cells of a rollup.
 pub fn rollup_cells(keyspace: Keyspace, rollup: RollupId) -> Range<Vec<u8>> {
     let mut key = tagged(keyspace, ROLLUP_CELL);
     key.extend_from_slice(&rollup.0.to_be_bytes());
     prefix_range(key)
 }
 
-/// The cells of a rollup that groups by player, of players with this token.
-pub fn rollup_cells_of(keyspace: Keyspace, rollup: RollupId, token: Token) -> Range<Vec<u8>> {
+/// The cells of a rollup's tier. What follows the range's start in a key is the cell's place: token, bucket, groups.
+pub fn rollup_tier(keyspace: Keyspace, rollup: RollupId, tier: u8) -> Range<Vec<u8>> {
     let mut key = rollup_cells(keyspace, rollup).start;
+    key.push(tier);
+    prefix_range(key)
+}
+
+/// The cells of a tier of a rollup that groups by player, of players with this token.
+pub fn rollup_cells_of(keyspace: Keyspace, rollup: RollupId, tier: u8, token: Token) -> Range<Vec<u8>> {
+    let mut key = rollup_tier(keyspace, rollup, tier).start;
     key.extend_from_slice(&token.0.to_be_bytes());
     prefix_range(key)
 }
 
 /// Bytes before a cell's place in its key.
-pub const ROLLUP_CELL_PREFIX_BYTES: usize = 17;
+pub const ROLLUP_CELL_PREFIX_BYTES: usize = 18;
 
 /// Which of a player's cells are meant.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,20 +3,28 @@
 //! The SELECT is planned as any other, so that names and types are checked by the same rules; the plan must then be one
 //! aggregate over `events` that can be kept event by event. Whatever else it does is refused with the reason.
 
+use arrow::datatypes::DataType;
 use datafusion::{
-    common::Column as ColumnRef,
+    common::{Column as ColumnRef, ScalarValue},
     error::DataFusionError,
     logical_expr::{
-        Aggregate as AggregatePlan, BinaryExpr, Expr, LogicalPlan, Operator,
-        expr::{AggregateFunction, InList},
+        Aggregate as AggregatePlan, BinaryExpr, Expr, LogicalPlan, Operator, SortExpr as Sort,
+        expr::{AggregateFunction, InList, NullTreatment},
+        utils::split_conjunction,
     },
     prelude::SessionContext,
-    sql::sqlparser::{dialect::PostgreSqlDialect, keywords::Keyword, parser::Parser, tokenizer::Token},
+    sql::sqlparser::{
+        dialect::PostgreSqlDialect,
+        keywords::Keyword,
+        parser::{Parser, ParserError},
+        tokenizer::Token,
+    },
 };
 use galoo_proto::{
     limits::ROLLUP_NAME_BYTES_MAX,
     rollup::{
-        Aggregate, Bucket, Column, Field, Function, Operand, Property, PropertyType, Rollup, column::Kind, operand,
+        Aggregate, Bucket, Column, Field, Function, Group, Literal, Operand, Predicate, Property, PropertyType, Rollup,
+        Test, Tier, column::Kind, literal, operand,
     },
 };
 use galoo_storage::{
@@ -25,12 +33,12 @@ use galoo_storage::{
     view,
 };
 
-use crate::{EventsTable, time_bucket};
+use crate::{EventsTable, approx_quantile, number_bucket, time_bucket};
 
 /// A statement about rollups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Statement {
-    /// `CREATE ROLLUP [IF NOT EXISTS] name AS SELECT ...`
+    /// `CREATE ROLLUP [IF NOT EXISTS] name AS SELECT ... [WITH (option = value, ...)]`
     Create {
         /// The rollup's name.
         name: String,
@@ -38,6 +46,8 @@ pub enum Statement {
         if_not_exists: bool,
         /// The SELECT.
         select: String,
+        /// What follows it.
+        options: Options,
     },
     /// `DROP ROLLUP [IF EXISTS] name`
     Drop {
@@ -46,6 +56,47 @@ pub enum Statement {
         /// That there is none is no error.
         if_exists: bool,
     },
+}
+
+/// What a rollup has beside its SELECT.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Widths of its buckets, `tiers = '1 minute, 1 hour, 1 day'`: the first is that of the SELECT.
+    pub tiers: Option<Vec<String>>,
+    /// Of a bucket at most so many groups are kept by themselves, `max_groups = 1000`.
+    pub max_groups: Option<u64>,
+}
+
+impl Options {
+    fn parse(parser: &mut Parser<'_>) -> Result<Self, ParserError> {
+        let mut options = Self::default();
+        if !parser.parse_keyword(Keyword::WITH) {
+            return Ok(options);
+        }
+        parser.expect_token(&Token::LParen)?;
+        loop {
+            let name = parser.parse_identifier()?.value.to_lowercase();
+            parser.expect_token(&Token::Eq)?;
+            let again = match name.as_str() {
+                "tiers" => {
+                    let widths = parser.parse_literal_string()?;
+                    options.tiers.replace(widths.split(',').map(|width| width.trim().to_owned()).collect()).is_some()
+                }
+                "max_groups" => options.max_groups.replace(parser.parse_literal_uint()?).is_some(),
+                other => {
+                    return Err(ParserError::ParserError(format!("option {other:?}: there are tiers and max_groups")));
+                }
+            };
+            if again {
+                return Err(ParserError::ParserError(format!("option {name:?} is given twice")));
+            }
+            if !parser.consume_token(&Token::Comma) {
+                break;
+            }
+        }
+        parser.expect_token(&Token::RParen)?;
+        Ok(options)
+    }
 }
 
 /// Why a rollup cannot be made.
@@ -77,7 +128,7 @@ fn unkept(reason: impl Into<String>) -> DefineError {
 impl Statement {
     /// Reads a statement; `None` when it is about no rollup.
     pub fn parse(sql: &str) -> Result<Option<Self>, DefineError> {
-        let syntax = |error: datafusion::sql::sqlparser::parser::ParserError| DefineError::Syntax(error.to_string());
+        let syntax = |error: ParserError| DefineError::Syntax(error.to_string());
         let dialect = PostgreSqlDialect {};
         let mut parser = Parser::new(&dialect).try_with_sql(sql).map_err(syntax)?;
         let creates = parser.parse_keywords(&[Keyword::CREATE, Keyword::ROLLUP]);
@@ -92,7 +143,8 @@ impl Statement {
         let statement = if creates {
             parser.expect_keyword(Keyword::AS).map_err(syntax)?;
             let select = parser.parse_query().map_err(syntax)?.to_string();
-            Self::Create { name, if_not_exists: lenient, select }
+            let options = Options::parse(&mut parser).map_err(syntax)?;
+            Self::Create { name, if_not_exists: lenient, select, options }
         } else {
             Self::Drop { name, if_exists: lenient }
         };
@@ -113,7 +165,12 @@ fn check_name(name: &str) -> Result<(), DefineError> {
 }
 
 /// Makes the definition of a SELECT over the game that `context` is of; its number is not given yet.
-pub async fn plan(context: &SessionContext, name: &str, select: &str) -> Result<Rollup, DefineError> {
+pub async fn plan(
+    context: &SessionContext,
+    name: &str,
+    select: &str,
+    options: &Options,
+) -> Result<Rollup, DefineError> {
     check_name(name)?;
     let plan = context.state().create_logical_plan(select).await?;
     let (shown, aggregate) = match &plan {
@@ -142,8 +199,14 @@ pub async fn plan(context: &SessionContext, name: &str, select: &str) -> Result<
     }
     let provider = context.table_provider(scan.table_name.clone()).await?;
     let events = provider.downcast_ref::<EventsTable>().ok_or_else(|| unkept("it must read events"))?;
-    let event_types = predicate.map_or(Ok(Vec::new()), event_types)?;
     let reading = Reading { events, aggregate };
+    let (mut event_types, mut predicates) = (Vec::new(), Vec::new());
+    for one in predicate.map_or_else(Vec::new, split_conjunction) {
+        match types_of(one).filter(|_| event_types.is_empty()) {
+            Some(types) => event_types = types,
+            None => predicates.extend(reading.predicates(one)?),
+        }
+    }
     let (mut columns, mut bucket_ms, mut groups) = (Vec::new(), 0, Vec::new());
     for expr in shown {
         let (kind, place) = reading.kind(expr, &mut bucket_ms)?;
@@ -155,12 +218,28 @@ pub async fn plan(context: &SessionContext, name: &str, select: &str) -> Result<
     }
     let (version, statement) = (FORMAT_VERSION, select.to_owned());
     let name = name.to_owned();
-    let rollup = Rollup { version, name, statement, bucket_ms, event_types, columns, ..Default::default() };
+    let groups_max = options.max_groups.unwrap_or(0);
+    let rest = Rollup::default();
+    let rollup = Rollup { version, name, statement, event_types, predicates, columns, groups_max, ..rest };
     if !rollup.columns.iter().any(|column| matches!(column.kind, Some(Kind::Bucket(_)))) {
         return Err(unkept("GROUP BY needs time_bucket('width', event_time)"));
     }
+    let tiers = tiers(bucket_ms, options)?;
+    let rollup = Rollup { tiers, ..rollup };
     Definition::parse(&rollup)?;
     Ok(rollup)
+}
+
+fn tiers(bucket_ms: i64, options: &Options) -> Result<Vec<Tier>, DefineError> {
+    let widths = options.tiers.iter().flatten().map(|width| Ok((time_bucket::text_width_ms(width)?, width)));
+    let widths = widths.collect::<Result<Vec<_>, DataFusionError>>()?;
+    if let Some((first, written)) = widths.first()
+        && *first != bucket_ms
+    {
+        return Err(unkept(format!("the first of its tiers is {written:?}, not the width of its time bucket")));
+    }
+    let widths = if widths.is_empty() { vec![bucket_ms] } else { widths.into_iter().map(|(width, _)| width).collect() };
+    Ok(widths.into_iter().map(|bucket_ms| Tier { bucket_ms }).collect())
 }
 
 struct Reading<'a> {
@@ -187,7 +266,68 @@ impl Reading<'_> {
             *bucket_ms = width;
             return Ok((Kind::Bucket(Bucket {}), Some(place)));
         }
-        Ok((Kind::Group(self.operand(group)?), Some(place)))
+        let ranges = number_bucket::of(group, |number| Some(self.operand_type(number).ok()?.1))?;
+        let (width, over) = ranges.map_or((None, group), |(width, over)| (Some(width), over));
+        Ok((Kind::Group(Group { operand: Some(self.operand(over)?), width }), Some(place)))
+    }
+
+    /// Returns an operand and its column's type.
+    fn operand_type(&self, expr: &Expr) -> Result<(Operand, DataType), DefineError> {
+        let operand = self.operand(expr)?;
+        let data_type = match unaliased(expr) {
+            Expr::Column(column) => self.events.column(&column.name).map(view::Column::data_type),
+            _ => None,
+        };
+        Ok((operand, data_type.unwrap_or(DataType::Null)))
+    }
+
+    /// Reads one of the conditions that WHERE joins by AND.
+    fn predicates(&self, expr: &Expr) -> Result<Vec<Predicate>, DefineError> {
+        let refused = || {
+            unkept(format!(
+                "WHERE {expr} is not kept; columns compared with constants of their type are, by =, <>, <, <=, >, >=, IN, \
+                 NOT IN, BETWEEN and IS [NOT] NULL, joined by AND"
+            ))
+        };
+        let of = |column: &Expr, test: Test, constants: &[&Expr]| -> Result<Predicate, DefineError> {
+            let (operand, data_type) = self.operand_type(column)?;
+            let literals = constants.iter().map(|one| constant(one).and_then(|one| literal(one, &data_type)));
+            let literals = literals.collect::<Option<Vec<_>>>().ok_or_else(refused)?;
+            Ok(Predicate { operand: Some(operand), test: test.into(), literals })
+        };
+        let is = |column: &Expr, value: bool| of(column, Test::Is, &[&Expr::Literal(value.into(), None)]);
+        Ok(match expr {
+            Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
+                let (column, op, value) = match (constant(left), constant(right)) {
+                    (None, Some(_)) => (left, *op, right),
+                    (Some(_), None) => (right, op.swap().ok_or_else(refused)?, left),
+                    _ => return Err(refused()),
+                };
+                let test = match op {
+                    Operator::Eq => Test::Is,
+                    Operator::NotEq => Test::IsNot,
+                    Operator::Lt => Test::Less,
+                    Operator::LtEq => Test::AtMost,
+                    Operator::Gt => Test::Greater,
+                    Operator::GtEq => Test::AtLeast,
+                    _ => return Err(refused()),
+                };
+                vec![of(column, test, &[value])?]
+            }
+            Expr::InList(InList { expr: column, list, negated }) => {
+                let test = if *negated { Test::IsNot } else { Test::Is };
+                vec![of(column, test, &list.iter().collect::<Vec<_>>())?]
+            }
+            Expr::Between(between) if !between.negated => {
+                let column = &between.expr;
+                vec![of(column, Test::AtLeast, &[&between.low])?, of(column, Test::AtMost, &[&between.high])?]
+            }
+            Expr::IsNull(column) => vec![of(column, Test::IsNull, &[])?],
+            Expr::IsNotNull(column) => vec![of(column, Test::IsNotNull, &[])?],
+            Expr::Column(_) => vec![is(expr, true)?],
+            Expr::Not(column) => vec![is(column, false)?],
+            _ => return Err(refused()),
+        })
     }
 
     fn operand(&self, expr: &Expr) -> Result<Operand, DefineError> {
@@ -217,9 +357,14 @@ impl Reading<'_> {
         let Expr::AggregateFunction(AggregateFunction { func, params }) = unaliased(expr) else {
             return Err(unkept(format!("{expr} is no aggregate")));
         };
-        if params.filter.is_some() || !params.order_by.is_empty() {
+        let in_order = matches!(func.name(), "first_value" | "last_value");
+        if params.filter.is_some() || !(in_order || params.order_by.is_empty()) {
             return Err(unkept(format!("{expr}: FILTER and ORDER BY in an aggregate are not kept")));
         }
+        if in_order && !is_by_time(&params.order_by) {
+            return Err(unkept(format!("{expr}: it needs ORDER BY event_time, or event_time, seq")));
+        }
+        let mut quantile = 0.0;
         let function = match (func.name(), params.distinct) {
             ("count", false) => Function::Count,
             ("count", true) => Function::CountDistinct,
@@ -227,19 +372,28 @@ impl Reading<'_> {
             ("min", _) => Function::Min,
             ("max", _) => Function::Max,
             ("avg", false) => Function::Avg,
+            ("first_value", false) => Function::First,
+            ("last_value", false) => Function::Last,
+            (approx_quantile::NAME, false) => Function::Quantile,
             (name, _) => {
                 return Err(unkept(format!(
-                    "{name} is not kept; count, sum, min, max, avg and count(distinct player_id) are"
+                    "{name} is not kept; count, sum, min, max, avg, approx_quantile, first_value, last_value and \
+                     count(distinct player_id) are"
                 )));
             }
         };
         let operand = match params.args.as_slice() {
             // count(*) is count(1).
             [Expr::Literal(value, _)] if function == Function::Count && !value.is_null() => None,
+            [expr, Expr::Literal(value, _)] if function == Function::Quantile => {
+                quantile = approx_quantile::quantile(value)?;
+                Some(self.operand(expr)?)
+            }
             [expr] => Some(self.operand(expr)?),
             _ => return Err(unkept(format!("{expr} needs one argument"))),
         };
-        Ok(Aggregate { function: function.into(), operand })
+        let skips_nulls = params.null_treatment == Some(NullTreatment::IgnoreNulls);
+        Ok(Aggregate { function: function.into(), operand, quantile, skips_nulls })
     }
 }
 
@@ -259,25 +413,52 @@ fn output_name(expr: &Expr) -> String {
     }
 }
 
-/// Reads a predicate: one type, or a list of them.
-fn event_types(predicate: &Expr) -> Result<Vec<String>, DefineError> {
-    let refused = || unkept(format!("WHERE {predicate} is not kept; event_type = '...' and event_type IN (...) are"));
-    let is_type = |expr: &Expr| matches!(expr, Expr::Column(column) if column.name == "event_type");
-    let text = |expr: &Expr| match expr {
-        Expr::Literal(value, _) => value.try_as_str().flatten().map(str::to_owned),
+/// Whether an order is that of `event_time`, and of `seq` within it.
+fn is_by_time(order: &[Sort]) -> bool {
+    let names = order.iter().map(|sort| match &sort.expr {
+        Expr::Column(column) if sort.asc => column.name.as_str(),
+        _ => "",
+    });
+    let names: Vec<_> = names.collect();
+    matches!(names.as_slice(), ["event_time"] | ["event_time", "seq"])
+}
+
+fn constant(expr: &Expr) -> Option<&ScalarValue> {
+    match expr {
+        Expr::Literal(value, _) if !value.is_null() => Some(value),
         _ => None,
+    }
+}
+
+/// A constant as one of a column's type, if it is the same value there.
+fn literal(value: &ScalarValue, data_type: &DataType) -> Option<Literal> {
+    let is_text = |data_type: &DataType| data_type.is_string();
+    let is_time = matches!(data_type, DataType::Timestamp(..));
+    let cast = value.cast_to(data_type).ok()?;
+    // A text is a time as it is written, and nothing else.
+    let is_same = is_time && is_text(&value.data_type())
+        || is_text(data_type) == is_text(&value.data_type()) && cast.cast_to(&value.data_type()).ok()? == *value;
+    let kind = match cast {
+        ScalarValue::Boolean(Some(value)) => literal::Kind::Bool(value),
+        ScalarValue::Int64(Some(value)) | ScalarValue::TimestampMillisecond(Some(value), _) => {
+            literal::Kind::Int(value)
+        }
+        ScalarValue::Float64(Some(value)) => literal::Kind::Float(value),
+        other => literal::Kind::Text(other.try_as_str().flatten()?.to_owned()),
     };
-    let types = match predicate {
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) if is_type(left) => {
-            text(right).map(|one| vec![one])
-        }
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) if is_type(right) => {
-            text(left).map(|one| vec![one])
-        }
+    is_same.then_some(Literal { kind: Some(kind) })
+}
+
+/// Reads a condition that names one type, or a list of them.
+fn types_of(predicate: &Expr) -> Option<Vec<String>> {
+    let is_type = |expr: &Expr| matches!(expr, Expr::Column(column) if column.name == "event_type");
+    let text = |expr: &Expr| constant(expr)?.try_as_str().flatten().map(str::to_owned);
+    match predicate {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) if is_type(left) => Some(vec![text(right)?]),
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) if is_type(right) => Some(vec![text(left)?]),
         Expr::InList(InList { expr, list, negated: false }) if is_type(expr) => list.iter().map(text).collect(),
         _ => None,
-    };
-    types.filter(|types| !types.is_empty()).ok_or_else(refused)
+    }
 }
 
 #[cfg(test)]
@@ -290,7 +471,7 @@ mod tests {
         world::{KEYSPACE, World, event},
     };
 
-    const SELECTS: [&str; 4] = [
+    const SELECTS: [&str; 7] = [
         "SELECT time_bucket('1 hour', event_time) AS bucket, event_type, count(*) AS events, \
          count(distinct player_id) AS players FROM events GROUP BY 1, 2",
         "SELECT item, date_trunc('day', event_time) AS day, sum(price) AS revenue, avg(price) AS mean, max(weight) AS heaviest, \
@@ -298,6 +479,15 @@ mod tests {
         "SELECT player_id, pve, time_bucket(INTERVAL '15 minutes', e.event_time) AS b, min(event_time) AS first, sum(weight) AS w \
          FROM events AS e GROUP BY 1, 2, 3",
         "SELECT time_bucket('1 week', event_time) AS week, count(*) AS n FROM events WHERE event_type = 'login' GROUP BY 1",
+        "SELECT time_bucket('1 minute', event_time) AS minute, number_bucket(100, price) AS prices, count(*) AS n, avg(price) AS mean, \
+         approx_quantile(price, 0.9) AS p90, approx_quantile(weight, 0) AS least FROM events WHERE price > 3 AND 500 >= price \
+         AND event_type IN ('buy', 'kill') AND event_type <> 'kill' AND price NOT IN (6, 7) AND item IS NULL \
+         AND event_time < '1970-01-01T09:00:00' GROUP BY 1, 2",
+        "SELECT time_bucket('1 day', event_time) AS day, number_bucket(0.25, weight) AS weights, event_type, count(*) AS n \
+         FROM events WHERE pve AND weight BETWEEN 3 AND 99.5 AND item = 'bow' GROUP BY 1, 2, 3",
+        "SELECT time_bucket('1 hour', event_time) AS hour, event_type, first_value(item ORDER BY event_time, seq) AS opened, \
+         last_value(price ORDER BY event_time, seq) IGNORE NULLS AS price, last_value(pve ORDER BY event_time, seq) AS pve \
+         FROM events GROUP BY 1, 2",
     ];
 
     /// P4: a rollup shows what its SELECT gives, before, between and after covering, and not once a cell is wrong.
@@ -372,6 +562,44 @@ mod tests {
         }
     }
 
+    /// Each tier is a table; of its rows those of too many groups are one, and nothing is lost.
+    #[tokio::test]
+    async fn tiers_are_tables_and_groups_are_bounded() {
+        let mut world = World::new();
+        let select = |width: &str| {
+            format!(
+                "SELECT time_bucket('{width}', event_time) AS b, event_type, count(*) AS n, sum(price) AS s FROM events GROUP BY 1, 2"
+            )
+        };
+        let tiers = "tiers = '1 minute, 1 hour, 7 days'";
+        world.define(1, "kept", &select("1 minute")).await.expect("defined");
+        world.define(2, "tiered", &format!("{} WITH ({tiers})", select("1 minute"))).await.expect("defined");
+        world
+            .define(3, "bound", &format!("{} WITH ({tiers}, max_groups = 2)", select("1 minute")))
+            .await
+            .expect("defined");
+        for step in 0..2 {
+            for (table, width) in
+                [("kept", "1 minute"), ("tiered", "1 minute"), ("tiered_1h", "1 hour"), ("tiered_7d", "7 days")]
+            {
+                let (kept, raw) =
+                    (world.rows(&format!("SELECT * FROM {table}")).await, world.rows(&select(width)).await);
+                assert_eq!(kept, raw, "{table} at step {step}");
+            }
+            // Of three types in every hour two are kept by themselves, the same ones everywhere.
+            let raw = format!("SELECT b, sum(n) AS n, sum(s) AS s FROM ({}) GROUP BY b", select("1 hour"));
+            let kept = "SELECT b, sum(n) AS n, sum(s) AS s FROM bound_1h GROUP BY b";
+            assert_eq!(world.rows(kept).await, world.rows(&raw).await, "at step {step}");
+            let types = world.rows("SELECT DISTINCT is_other, event_type IS NULL FROM bound_1h").await;
+            assert_eq!(types.len(), 2, "{types:?}");
+            let types = world.rows("SELECT DISTINCT event_type FROM bound_1h WHERE NOT is_other").await;
+            assert_eq!(types.len(), 2, "{types:?}");
+            let ordered = world.ordered("SELECT b, is_other FROM bound_1h ORDER BY b, is_other").await;
+            assert_eq!(ordered.len(), world.rows("SELECT * FROM bound_1h").await.len());
+            world.cover();
+        }
+    }
+
     #[tokio::test]
     async fn what_cannot_be_kept_is_refused_with_the_reason() {
         let mut world = World::new();
@@ -407,8 +635,44 @@ mod tests {
                 "not among the columns",
             ),
             (
-                "SELECT time_bucket('1 hour', event_time) AS b, count(*) AS n FROM events WHERE price > 3 GROUP BY 1",
+                "SELECT time_bucket('1 hour', event_time) AS b, count(*) AS n FROM events WHERE price > 3.5 GROUP BY 1",
                 "WHERE",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, count(*) AS n FROM events WHERE price = '3' GROUP BY 1",
+                "WHERE",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, count(*) AS n FROM events WHERE price = 1 OR pve GROUP BY 1",
+                "WHERE",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, count(*) AS n FROM events WHERE price + 1 > 3 GROUP BY 1",
+                "computed",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, approx_quantile(price, 2) AS n FROM events GROUP BY 1",
+                "0 to 1",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, first_value(price ORDER BY price) AS n FROM events GROUP BY 1",
+                "ORDER BY event_time",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, number_bucket(0, price) AS p, count(*) AS n FROM events GROUP BY 1, 2",
+                "above 0",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, count(*) AS n FROM events GROUP BY 1 WITH (tiers = '1 minute')",
+                "the first of its tiers",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, count(*) AS n FROM events GROUP BY 1 WITH (tiers = '1 hour, 90 minutes')",
+                "multiple",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, player_id, count(*) AS n FROM events GROUP BY 1, 2 WITH (max_groups = 5)",
+                "max_groups",
             ),
             (
                 "SELECT time_bucket('1 hour', event_time) AS b, weight, count(*) AS n FROM events GROUP BY 1, 2",
@@ -435,12 +699,24 @@ mod tests {
             name: name.into(),
             if_not_exists,
             select: "SELECT 1".into(),
+            options: super::Options::default(),
         };
         assert_eq!(parse("create rollup Hours as select 1;"), Some(create("hours", false)));
         assert_eq!(parse("CREATE ROLLUP IF NOT EXISTS \"x\" AS SELECT 1"), Some(create("x", true)));
         assert_eq!(parse("drop rollup if exists x"), Some(Statement::Drop { name: "x".into(), if_exists: true }));
         assert_eq!(parse("CREATE TABLE rollup (a int)"), None);
         assert_eq!(parse("DROP TABLE x"), None);
+        let with = "CREATE ROLLUP x AS SELECT 1 GROUP BY 1 WITH (TIERS = '1 minute, 1 hour', max_groups=5)";
+        let Some(Statement::Create { select, options, .. }) = parse(with) else { panic!("no CREATE") };
+        assert_eq!(select, "SELECT 1 GROUP BY 1");
+        let tiers = Some(vec!["1 minute".to_owned(), "1 hour".to_owned()]);
+        assert_eq!(options, super::Options { tiers, max_groups: Some(5) });
+        for rest in
+            ["WITH (x = 1)", "WITH (max_groups = 1, max_groups = 1)", "WITH ()", "WITH (tiers = 5)", "WITH (tiers = ''"]
+        {
+            let sql = format!("CREATE ROLLUP x AS SELECT 1 GROUP BY 1 {rest}");
+            assert!(matches!(Statement::parse(&sql), Err(DefineError::Syntax(_))), "{rest}");
+        }
         for sql in ["CREATE ROLLUP x SELECT 1", "DROP ROLLUP", "CREATE ROLLUP x AS SELECT 1 2 3", "DROP ROLLUP x y"] {
             assert!(matches!(Statement::parse(sql), Err(DefineError::Syntax(_))), "{sql}");
         }

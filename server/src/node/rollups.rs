@@ -8,10 +8,18 @@ use std::sync::Arc;
 use futures::future::try_join_all;
 use galoo_cluster::META_GROUP;
 use galoo_proto::{
-    GameId, RollupId, ShardId, command,
+    GameId, RollupId, ShardId,
+    admin::{ListRollupsResponse, RollupStatus, VerifyRollupRequest, VerifyRollupResponse},
+    command,
     meta::{CreateRollup, DropRollup, MetaOutcome, RollupRecord, meta_command, meta_outcome, rejection::Reason},
     rollup::Rollup,
 };
+
+use galoo_storage::{
+    rollup::{Definition, cover, read::Slice, verify::verify},
+    view::View,
+};
+use tokio::task::spawn_blocking;
 
 use super::{Node, NodeError, unexpected};
 
@@ -51,6 +59,49 @@ impl Node {
             Some(command::outcome::Result::RollupChanged(_) | command::outcome::Result::FamilyChanged(_)) => Ok(()),
             _ => Err(unexpected(shard, &outcome)),
         }
+    }
+
+    /// A game's rollups, and how far this node's replicas have covered each.
+    pub async fn rollups(&self, game: &str) -> Result<ListRollupsResponse, NodeError> {
+        let views = self.replicas(game).await?;
+        let mut told = ListRollupsResponse { node: self.identity.node().0, ..Default::default() };
+        for rollup in &self.game(game).await?.rollups {
+            let mut status = RollupStatus {
+                name: rollup.name.clone(),
+                statement: rollup.statement.clone(),
+                tables: rollup.tables().collect(),
+                ..Default::default()
+            };
+            for view in &views {
+                status.events += view.state().last_seq;
+                status.covered += cover::covered(view, RollupId(rollup.id))?;
+            }
+            told.rollups.push(status);
+        }
+        Ok(told)
+    }
+
+    /// Compares a rollup's table with what the events give, over one cut of the game's shards.
+    pub async fn verify_rollup(&self, request: &VerifyRollupRequest) -> Result<VerifyRollupResponse, NodeError> {
+        let views = self.game_views(&request.game).await?;
+        // The shards know of a rollup once it is made; this node may hear of it later.
+        let rollups = views.first().map_or_else(|| Ok(Vec::new()), View::rollups)?;
+        let tables = rollups.iter().flat_map(|rollup| rollup.tables().enumerate().map(move |one| (rollup, one)));
+        let found = tables.into_iter().find(|(_, (_, table))| *table == request.table);
+        let (rollup, (tier, _)) = found.ok_or_else(|| NodeError::UnknownRollup(request.table.clone()))?;
+        let definition = Arc::new(Definition::parse(rollup).map_err(galoo_storage::Error::Rollup)?);
+        let buckets_ms = request.from_ms.unwrap_or(i64::MIN)..request.to_ms.unwrap_or(i64::MAX);
+        let slice = Slice { definition, tier, buckets_ms };
+        let verified = spawn_blocking(move || verify(&views, &slice)).await.map_err(|_| NodeError::Stopping)??;
+        Ok(VerifyRollupResponse {
+            from_ms: verified.buckets_ms.start,
+            to_ms: verified.buckets_ms.end,
+            buckets: verified.buckets,
+            events: verified.events,
+            hash: verified.hash,
+            different: verified.different,
+            different_ms: verified.different_ms,
+        })
     }
 
     /// Returns what a shard that knows these rollups must still be told of its game's.

@@ -138,7 +138,9 @@ impl From<NodeError> for Status {
             NodeError::Unavailable { .. } | NodeError::Stopping => Self::unavailable(message),
             NodeError::OutcomeUnknown { .. } => Self::unknown(message),
             NodeError::Storage(galoo_storage::Error::Cursor) => Self::invalid_argument(message),
-            NodeError::Storage(galoo_storage::Error::HistoryGone { .. }) => Self::out_of_range(message),
+            NodeError::Storage(
+                galoo_storage::Error::HistoryGone { .. } | galoo_storage::Error::TooManyCells { .. },
+            ) => Self::out_of_range(message),
             NodeError::Storage(_) => Self::data_loss(message),
         }
     }

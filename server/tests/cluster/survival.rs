@@ -206,9 +206,24 @@ fn events_are_dropped_everywhere_after_their_retention() {
     let events = nodes.folder.path().join("events.ndjson");
     write_events(&events, LINES);
     galoo(&["game", "create", "g", "--shards", "2", "--replicas", "3", "--addr", &addrs[0]]).expect("created");
-    let rollup = "create rollup daily as select time_bucket('1 day', event_time) as day, count(*) as events from events group by 1";
-    support::psql(nodes.pg(1), "g", rollup).expect("created");
+    let rollup = "create rollup daily as select time_bucket('1 minute', event_time) as minute, count(*) as events, \
+                  approx_quantile(gold, 0.5) as median from events group by 1 with (tiers = '1 minute, 1 day')";
     assert_eq!(report(import(&nodes.addresses(), &events))["events_stored"], LINES);
+    support::psql(nodes.pg(1), "g", rollup).expect("created");
+    let verify = |node: usize, table: &str| galoo(&["rollup", "verify", table, "--game", "g", "--addr", &addrs[node]]);
+    for (node, table) in [(0, "daily"), (1, "daily_1d"), (2, "daily")] {
+        let verified = verify(node, table).expect("the rollup is what the events give");
+        assert_eq!((verified["events"].as_u64(), verified["different"].as_u64()), (Some(LINES), Some(0)), "{table}");
+    }
+    assert!(verify(0, "nothing").expect_err("no such rollup").1.contains("nothing"));
+    let listed = wait_until("every node has covered what is sealed", || {
+        let listed = addrs.iter().map(|addr| galoo(&["rollup", "list", "--game", "g", "--addr", addr]).ok());
+        let listed: Vec<_> = listed.collect::<Option<_>>()?;
+        let is_covered = |told: &serde_json::Value| told["rollups"][0]["covered"].as_u64().is_some_and(|seq| seq > 0);
+        listed.iter().all(is_covered).then_some(listed)
+    });
+    assert_eq!(listed[1]["rollups"][0]["tables"], serde_json::json!(["daily", "daily_1d"]));
+    assert_eq!(listed[2]["rollups"][0]["events"].as_u64(), Some(LINES));
     let refused = galoo(&["game", "alter", "g", "--retention", "5ms", "--addr", &addrs[0]]).expect_err("too short");
     assert!(refused.1.contains("events_retention_ms") && refused.1.contains("at least 1000"), "{refused:?}");
     // Half of them are older. Events that are told of now are not.

@@ -1,14 +1,18 @@
 //! What is kept of one aggregate in one cell: merges in any order, and reads out as a value.
 
+use std::borrow::Cow;
+
 use super::{
     Aggregate, Operand,
-    cell::{push_varint, take_varint},
+    cell::{Value, push_varint, take_varint},
+    definition::Part,
     distinct::Distinct,
     exact_sum::ExactSum,
+    quantiles::Quantiles,
 };
 use crate::properties::ColumnType;
 
-/// A part of an aggregate. Which variant stands for an aggregate is fixed by its definition.
+/// What is kept of a [`Part`]. Which variant it is, is fixed by the rollup's definition.
 ///
 /// ```text
 /// count          varint
@@ -16,6 +20,10 @@ use crate::properties::ColumnType;
 /// sum of floats  values varint | sum (see `exact_sum`)
 /// least, greatest  0x00, or 0x01 and i64 or f64 (little-endian)
 /// players        see `distinct`
+/// quantiles      see `quantiles`
+/// first, last    0x00, or 0x01 and time i64, seq u64 (little-endian), value
+/// value          0x00 (null), 0x01 and bool u8, 0x02 and i64, 0x03 and f64 (little-endian), or 0x04, bytes varint and text
+/// hash           u64 (little-endian)
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum Accumulator {
@@ -35,6 +43,48 @@ pub enum Accumulator {
     FloatMax(Option<f64>),
     /// Players.
     Players(Players),
+    /// How values are distributed.
+    Quantiles(Quantiles),
+    /// The earliest event's value.
+    First(Option<Moment>),
+    /// The latest event's value.
+    Last(Option<Moment>),
+    /// Sum of the events' hashes, modulo 2^64.
+    Hash(u64),
+}
+
+/// The value of one event. Earlier events are less; of two with the same time and sequence number, from two shards, one is
+/// less by its value, so that which is the first does not depend on the order in which they come.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moment {
+    time_ms: i64,
+    seq: u64,
+    value: Value<'static>,
+}
+
+impl Moment {
+    pub(super) fn new(time_ms: i64, seq: u64, value: Value<'static>) -> Self {
+        Self { time_ms, seq, value }
+    }
+
+    fn is_before(&self, other: &Self) -> bool {
+        let order = (self.time_ms, self.seq).cmp(&(other.time_ms, other.seq));
+        order.then_with(|| self.value.encoded().cmp(&other.value.encoded())).is_lt()
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.time_ms.to_le_bytes());
+        out.extend_from_slice(&self.seq.to_le_bytes());
+        self.value.encode(out);
+    }
+
+    fn decode(bytes: &mut &[u8]) -> Option<Self> {
+        let (time_ms, rest) = bytes.split_first_chunk::<8>()?;
+        let (seq, rest) = rest.split_first_chunk::<8>()?;
+        *bytes = rest;
+        let value = Value::decode(bytes)?;
+        Some(Self { time_ms: i64::from_le_bytes(*time_ms), seq: u64::from_le_bytes(*seq), value })
+    }
 }
 
 /// An exact sum of floats.
@@ -44,17 +94,6 @@ pub struct FloatSum(ExactSum);
 /// A set of players.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Players(Distinct);
-
-/// An aggregate's value.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Number {
-    /// No value, as SQL's null.
-    Null,
-    /// An integer, or a time in Unix milliseconds.
-    Int(i64),
-    /// A float.
-    Float(f64),
-}
 
 /// A sum does not fit its column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,19 +105,21 @@ fn is_float(operand: &Operand) -> bool {
 }
 
 impl Accumulator {
-    /// Starts an aggregate.
-    pub fn new(aggregate: &Aggregate) -> Self {
-        match aggregate {
-            Aggregate::Count(_) => Self::Count(0),
-            Aggregate::Sum(operand) | Aggregate::Avg(operand) if is_float(operand) => {
-                Self::FloatSum(0, FloatSum::default())
-            }
-            Aggregate::Sum(_) | Aggregate::Avg(_) => Self::IntSum(0, 0),
-            Aggregate::Min(operand) if is_float(operand) => Self::FloatMin(None),
-            Aggregate::Min(_) => Self::IntMin(None),
-            Aggregate::Max(operand) if is_float(operand) => Self::FloatMax(None),
-            Aggregate::Max(_) => Self::IntMax(None),
-            Aggregate::DistinctPlayers => Self::Players(Players::default()),
+    /// Starts a part.
+    pub fn new(part: &Part) -> Self {
+        match part {
+            Part::Count(_) => Self::Count(0),
+            Part::Sum(operand) if is_float(operand) => Self::FloatSum(0, FloatSum::default()),
+            Part::Sum(_) => Self::IntSum(0, 0),
+            Part::Min(operand) if is_float(operand) => Self::FloatMin(None),
+            Part::Min(_) => Self::IntMin(None),
+            Part::Max(operand) if is_float(operand) => Self::FloatMax(None),
+            Part::Max(_) => Self::IntMax(None),
+            Part::Players => Self::Players(Players::default()),
+            Part::Quantiles(_) => Self::Quantiles(Quantiles::default()),
+            Part::First(..) => Self::First(None),
+            Part::Last(..) => Self::Last(None),
+            Part::Hash => Self::Hash(0),
         }
     }
 
@@ -86,6 +127,31 @@ impl Accumulator {
     pub fn add_one(&mut self) {
         if let Self::Count(count) = self {
             *count += 1;
+        }
+    }
+
+    /// Takes the hashes of events.
+    pub fn add_hash(&mut self, hash: u64) {
+        if let Self::Hash(sum) = self {
+            *sum = sum.wrapping_add(hash);
+        }
+    }
+
+    /// Takes an event's value with its time and sequence number.
+    pub(super) fn add_moment(&mut self, moment: Moment) {
+        match self {
+            Self::First(known) if known.as_ref().is_none_or(|known| moment.is_before(known)) => *known = Some(moment),
+            Self::Last(known) if known.as_ref().is_none_or(|known| known.is_before(&moment)) => *known = Some(moment),
+            _ => {}
+        }
+    }
+
+    /// Whether an event of this time and sequence number may change what is kept.
+    pub(super) fn may_take(&self, time_ms: i64, seq: u64) -> bool {
+        match self {
+            Self::First(Some(known)) => (time_ms, seq) <= (known.time_ms, known.seq),
+            Self::Last(Some(known)) => (time_ms, seq) >= (known.time_ms, known.seq),
+            _ => true,
         }
     }
 
@@ -99,6 +165,8 @@ impl Accumulator {
             }
             Self::IntMin(least) => *least = Some(least.map_or(value, |known| known.min(value))),
             Self::IntMax(greatest) => *greatest = Some(greatest.map_or(value, |known| known.max(value))),
+            #[expect(clippy::cast_precision_loss, reason = "a quantile is within 1 %")]
+            Self::Quantiles(quantiles) => quantiles.add(value as f64),
             _ => self.add_one(),
         }
     }
@@ -112,6 +180,7 @@ impl Accumulator {
             }
             Self::FloatMin(least) => *least = Some(least.map_or(value, |known| known.min(value))),
             Self::FloatMax(greatest) => *greatest = Some(greatest.map_or(value, |known| known.max(value))),
+            Self::Quantiles(quantiles) => quantiles.add(value),
             _ => self.add_one(),
         }
     }
@@ -124,7 +193,7 @@ impl Accumulator {
         }
     }
 
-    /// Adds another part of the same aggregate.
+    /// Adds what is kept of the same part of other events.
     pub fn merge(&mut self, other: &Self) {
         match (self, other) {
             (Self::Count(count), Self::Count(more)) => *count += more,
@@ -145,6 +214,13 @@ impl Accumulator {
                 *greatest = greatest.iter().chain(other).copied().reduce(f64::max);
             }
             (Self::Players(Players(players)), Self::Players(Players(more))) => players.merge(more),
+            (Self::Quantiles(values), Self::Quantiles(more)) => values.merge(more),
+            (mine @ (Self::First(_) | Self::Last(_)), Self::First(more) | Self::Last(more)) => {
+                if let Some(moment) = more {
+                    mine.add_moment(moment.clone());
+                }
+            }
+            (Self::Hash(sum), Self::Hash(more)) => *sum = sum.wrapping_add(*more),
             (mine, other) => panic!("INV-S6: {other:?} is no part of the aggregate of {mine:?}"),
         }
     }
@@ -154,27 +230,38 @@ impl Accumulator {
         match self {
             Self::FloatSum(_, FloatSum(sum)) => sum.heap_bytes(),
             Self::Players(Players(players)) => players.heap_bytes(),
+            Self::Quantiles(quantiles) => quantiles.heap_bytes(),
+            Self::First(Some(moment)) | Self::Last(Some(moment)) => moment.value.heap_bytes(),
             _ => 0,
         }
     }
 
-    /// Reads the aggregate out.
+    /// Reads an aggregate out of it.
     ///
     /// # Errors
     /// A sum of integers beyond 64 bits.
     #[expect(clippy::cast_precision_loss, reason = "an average is a float, as in SQL")]
-    pub fn value(&self, aggregate: &Aggregate) -> Result<Number, SumTooLarge> {
+    pub fn value(&self, aggregate: &Aggregate) -> Result<Value<'_>, SumTooLarge> {
         let average = matches!(aggregate, Aggregate::Avg(_));
         Ok(match self {
-            Self::Count(count) => Number::Int(count.cast_signed()),
-            Self::IntSum(0, _) | Self::FloatSum(0, _) => Number::Null,
-            Self::IntSum(count, sum) if average => Number::Float(*sum as f64 / *count as f64),
-            Self::IntSum(_, sum) => Number::Int(i64::try_from(*sum).map_err(|_| SumTooLarge(*sum))?),
-            Self::FloatSum(count, FloatSum(sum)) if average => Number::Float(sum.round() / *count as f64),
-            Self::FloatSum(_, FloatSum(sum)) => Number::Float(sum.round()),
-            Self::IntMin(value) | Self::IntMax(value) => value.map_or(Number::Null, Number::Int),
-            Self::FloatMin(value) | Self::FloatMax(value) => value.map_or(Number::Null, Number::Float),
-            Self::Players(Players(players)) => Number::Int(players.count().cast_signed()),
+            Self::Count(count) | Self::Hash(count) => Value::Int(count.cast_signed()),
+            Self::IntSum(0, _) | Self::FloatSum(0, _) => Value::Null,
+            Self::IntSum(count, sum) if average => Value::Float(*sum as f64 / *count as f64),
+            Self::IntSum(_, sum) => Value::Int(i64::try_from(*sum).map_err(|_| SumTooLarge(*sum))?),
+            Self::FloatSum(count, FloatSum(sum)) if average => Value::Float(sum.round() / *count as f64),
+            Self::FloatSum(_, FloatSum(sum)) => Value::Float(sum.round()),
+            Self::IntMin(value) | Self::IntMax(value) => value.map_or(Value::Null, Value::Int),
+            Self::FloatMin(value) | Self::FloatMax(value) => value.map_or(Value::Null, Value::Float),
+            Self::Players(Players(players)) => Value::Int(players.count().cast_signed()),
+            Self::Quantiles(quantiles) => match aggregate {
+                Aggregate::Quantile(_, quantile) => quantiles.value(*quantile).map_or(Value::Null, Value::Float),
+                _ => Value::Null,
+            },
+            Self::First(moment) | Self::Last(moment) => match moment.as_ref().map(|moment| &moment.value) {
+                Some(Value::Text(text)) => Value::Text(Cow::Borrowed(text)),
+                Some(value) => value.clone(),
+                None => Value::Null,
+            },
         })
     }
 
@@ -197,11 +284,24 @@ impl Accumulator {
             Self::IntMin(value) | Self::IntMax(value) => optional(out, value.map(i64::to_le_bytes)),
             Self::FloatMin(value) | Self::FloatMax(value) => optional(out, value.map(f64::to_le_bytes)),
             Self::Players(Players(players)) => players.encode(out),
+            Self::Quantiles(quantiles) => quantiles.encode(out),
+            Self::First(moment) | Self::Last(moment) => {
+                out.push(u8::from(moment.is_some()));
+                if let Some(moment) = moment {
+                    moment.encode(out);
+                }
+            }
+            Self::Hash(sum) => out.extend_from_slice(&sum.to_le_bytes()),
         }
     }
 
-    /// Reads a part of `aggregate` at the front of `bytes` and moves behind it.
-    pub fn decode(aggregate: &Aggregate, bytes: &mut &[u8]) -> Option<Self> {
+    /// Reads what is kept of a part at the front of `bytes` and moves behind it.
+    pub fn decode(part: &Part, bytes: &mut &[u8]) -> Option<Self> {
+        fn moment(bytes: &mut &[u8]) -> Option<Option<Moment>> {
+            let (there, rest) = bytes.split_first()?;
+            *bytes = rest;
+            if *there == 0 { Some(None) } else { Moment::decode(bytes).map(Some) }
+        }
         fn optional<const N: usize>(bytes: &mut &[u8]) -> Option<Option<[u8; N]>> {
             let (there, rest) = bytes.split_first()?;
             let (value, rest) = match there {
@@ -211,7 +311,7 @@ impl Accumulator {
             *bytes = rest;
             Some(value)
         }
-        Some(match Self::new(aggregate) {
+        Some(match Self::new(part) {
             Self::Count(_) => Self::Count(take_varint(bytes)?),
             Self::IntSum(..) => {
                 let count = take_varint(bytes)?;
@@ -225,6 +325,14 @@ impl Accumulator {
             Self::FloatMin(_) => Self::FloatMin(optional(bytes)?.map(f64::from_le_bytes)),
             Self::FloatMax(_) => Self::FloatMax(optional(bytes)?.map(f64::from_le_bytes)),
             Self::Players(_) => Self::Players(Players(Distinct::decode(bytes)?)),
+            Self::Quantiles(_) => Self::Quantiles(Quantiles::decode(bytes)?),
+            Self::First(_) => Self::First(moment(bytes)?),
+            Self::Last(_) => Self::Last(moment(bytes)?),
+            Self::Hash(_) => {
+                let (sum, rest) = bytes.split_first_chunk::<8>()?;
+                *bytes = rest;
+                Self::Hash(u64::from_le_bytes(*sum))
+            }
         })
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use galoo_proto::{Hlc, Keyspace, RollupId};
 
-use super::{Definition, merged::Merged, partial::Partial};
+use super::{Definition, merged::Merged, partial::Partial, read::Slice};
 use crate::{
     Result,
     lru::Lru,
@@ -41,8 +41,8 @@ impl Default for Limits {
 type Content = (Keyspace, Hlc);
 /// A partial's source: its shard, the rollup, and the first seq that is in it.
 type PartialKey = (Content, RollupId, u64);
-/// A rollup over these shards.
-type MergedKey = (RollupId, Vec<Content>);
+/// A rollup's tier over these shards.
+type MergedKey = (RollupId, usize, Vec<Content>);
 
 fn content(view: &View) -> Content {
     (view.keyspace(), view.erased())
@@ -133,25 +133,20 @@ impl RollupCache {
             return Ok(known);
         }
         let mut partial = Partial::clone(&known);
-        partial.fold(definition, view, source, through + 1..=last)?;
+        partial.fold(definition, view, source, through + 1..=last, i64::MIN..i64::MAX)?;
         let partial = Arc::new(partial);
         let is_newer = |there: &Value| matches!(there, Value::Partial(through, _) if *through >= last);
         self.put(key, Value::Partial(last, partial.clone()), is_newer);
         Ok(partial)
     }
 
-    /// Returns the rollup's merged cells of these buckets, or more, at marks that the views have reached.
+    /// Returns the merged cells of these buckets, or more, at marks that the views have reached.
     ///
     /// Only what will still grow is left behind the marks. `None` if there are too many cells to keep, or if a view is
     /// older than what is kept: then the rollup is streamed.
-    pub(super) fn merged(
-        &self,
-        definition: &Definition,
-        views: &[View],
-        buckets_ms: &Range<i64>,
-    ) -> Result<Option<Arc<Merged>>> {
-        let key = Key::Merged((definition.id, views.iter().map(content).collect()));
-        let (mut buckets_ms, mut known) = (buckets_ms.clone(), None);
+    pub(super) fn merged(&self, slice: &Slice, views: &[View]) -> Result<Option<Arc<Merged>>> {
+        let key = Key::Merged((slice.definition.id, slice.tier, views.iter().map(content).collect()));
+        let (mut buckets_ms, mut known) = (slice.buckets_ms.clone(), None);
         match self.get(&key) {
             Some(Value::Merged(merged)) if !merged.is_reached_by(views) => return Ok(None),
             Some(Value::Merged(merged)) if merged.holds(&buckets_ms) => known = Some(merged),
@@ -168,11 +163,14 @@ impl RollupCache {
             return Ok(known);
         }
         let merged = match known {
-            Some(merged) if !merged.is_far_behind(definition, views)? => Some(Merged::clone(&merged)),
-            _ => Merged::read(definition, views, &buckets_ms, self.merged_bytes_max)?,
+            Some(merged) if !merged.is_far_behind(views)? => Some(Merged::clone(&merged)),
+            _ => {
+                let wider = Slice { buckets_ms: buckets_ms.clone(), ..slice.clone() };
+                Merged::read(wider, views, self.merged_bytes_max)?
+            }
         };
         let merged = match merged {
-            Some(merged) => merged.advance(definition, views, self, self.merged_bytes_max)?.map(Arc::new),
+            Some(merged) => merged.advance(views, self, self.merged_bytes_max)?.map(Arc::new),
             None => None,
         };
         let is_newer = |there: &Value| match (there, &merged) {

@@ -11,12 +11,11 @@ use std::{collections::HashMap, ops::Range};
 use galoo_proto::Seq;
 
 use super::{
-    Definition,
     cache::RollupCache,
     cell::{Cell, bucket_of, cell_bytes},
     cover::mark,
     partial::Partial,
-    read::cells_range,
+    read::Slice,
 };
 use crate::{
     Result,
@@ -28,7 +27,7 @@ use crate::{
 /// The merged cells of a range of buckets.
 #[derive(Clone)]
 pub(super) struct Merged {
-    buckets_ms: Range<i64>,
+    slice: Slice,
     /// For each shard, in the order of the views: the cells hold exactly the events with a seq at or below it.
     marks: Vec<u64>,
     /// By place.
@@ -42,28 +41,24 @@ impl Merged {
     /// Reads the cells of these buckets from the store, at its marks.
     ///
     /// Returns `None` when they take more than `bytes_max`.
-    pub(super) fn read(
-        definition: &Definition,
-        views: &[View],
-        buckets_ms: &Range<i64>,
-        bytes_max: usize,
-    ) -> Result<Option<Self>> {
+    pub(super) fn read(slice: Slice, views: &[View], bytes_max: usize) -> Result<Option<Self>> {
+        let definition = &slice.definition;
         let mut cells: HashMap<Vec<u8>, Cell> = HashMap::new();
         let (mut marks, mut read, mut memory_bytes) = (Vec::with_capacity(views.len()), 0, 0);
         for view in views {
             marks.push(mark(view.reader(), view.keyspace(), definition.id)?);
-            let range = cells_range(view, definition, buckets_ms);
+            let range = slice.keys(view);
             let mut rows = view.reader().rows(Family::Rollups, &range.start..&range.end, Direction::Forward)?;
             while let Some((key, value)) = rows.next()? {
                 let place = &key[key::ROLLUP_CELL_PREFIX_BYTES..];
-                if !bucket_of(place).is_some_and(|bucket| buckets_ms.contains(&bucket)) {
+                if !slice.holds(place) {
                     continue;
                 }
                 read += 1;
                 match cells.get_mut(place) {
-                    Some(cell) => cell.merge_encoded(&definition.aggregates, value)?,
+                    Some(cell) => cell.merge_encoded(definition.parts_at(place), value)?,
                     None => {
-                        let cell = Cell::decode(&definition.aggregates, value)?;
+                        let cell = Cell::decode(definition.parts_at(place), value)?;
                         memory_bytes += cell_bytes(place, &cell);
                         cells.insert(place.to_vec(), cell);
                     }
@@ -75,7 +70,7 @@ impl Merged {
         }
         let mut cells: Vec<_> = cells.into_iter().collect();
         cells.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
-        let mut merged = Self { buckets_ms: buckets_ms.clone(), marks, cells, read, memory_bytes };
+        let mut merged = Self { slice, marks, cells, read, memory_bytes };
         merged.count_bytes();
         Ok(Some(merged).filter(|merged| merged.memory_bytes <= bytes_max))
     }
@@ -96,12 +91,12 @@ impl Merged {
 
     /// Whether the cells of all these buckets are here.
     pub(super) fn holds(&self, buckets_ms: &Range<i64>) -> bool {
-        self.buckets_ms.start <= buckets_ms.start && buckets_ms.end <= self.buckets_ms.end
+        self.slice.buckets_ms.start <= buckets_ms.start && buckets_ms.end <= self.slice.buckets_ms.end
     }
 
     /// These buckets and those that are here, and all between.
     pub(super) fn with_buckets(&self, buckets_ms: &Range<i64>) -> Range<i64> {
-        self.buckets_ms.start.min(buckets_ms.start)..self.buckets_ms.end.max(buckets_ms.end)
+        self.slice.buckets_ms.start.min(buckets_ms.start)..self.slice.buckets_ms.end.max(buckets_ms.end)
     }
 
     /// Whether every view has all events that are in the cells: an older one must not see them.
@@ -111,7 +106,7 @@ impl Merged {
 
     /// Whether it holds as many buckets and, of some shard, more events.
     pub(super) fn is_ahead_of(&self, other: &Self) -> bool {
-        self.holds(&other.buckets_ms) && self.marks.iter().zip(&other.marks).any(|(mine, other)| mine > other)
+        self.holds(&other.slice.buckets_ms) && self.marks.iter().zip(&other.marks).any(|(mine, other)| mine > other)
     }
 
     /// Whether all that lies behind the marks will still grow.
@@ -128,10 +123,10 @@ impl Merged {
     /// or because that costs less than folding them.
     ///
     /// An event costs about as much to fold as a cell to read.
-    pub(super) fn is_far_behind(&self, definition: &Definition, views: &[View]) -> Result<bool> {
+    pub(super) fn is_far_behind(&self, views: &[View]) -> Result<bool> {
         let mut events = 0;
         for (mine, view) in self.marks.iter().zip(views) {
-            let stored = mark(view.reader(), view.keyspace(), definition.id)?;
+            let stored = mark(view.reader(), view.keyspace(), self.slice.definition.id)?;
             let is_covered = |source: &Source| source.gone() > 0 && source.first_seq().0 <= stored;
             if *mine < stored && view.sources_behind(Seq(*mine))?.iter().any(is_covered) {
                 return Ok(true);
@@ -144,17 +139,11 @@ impl Merged {
     /// Adds all chunks and segments behind the marks that will not grow.
     ///
     /// Returns `None` when the cells take more than `bytes_max` then.
-    pub(super) fn advance(
-        mut self,
-        definition: &Definition,
-        views: &[View],
-        cache: &RollupCache,
-        bytes_max: usize,
-    ) -> Result<Option<Self>> {
+    pub(super) fn advance(mut self, views: &[View], cache: &RollupCache, bytes_max: usize) -> Result<Option<Self>> {
         for (shard, view) in views.iter().enumerate() {
             for source in view.sources_behind(Seq(self.marks[shard]))?.iter().take_while(|source| !view.grows(source)) {
                 let from = source.first_seq().0.max(self.marks[shard] + 1);
-                let partial = cache.partial(definition, view, source, from)?;
+                let partial = cache.partial(&self.slice.definition, view, source, from)?;
                 self.add(shard, &partial, from..source.last_seq().0 + 1);
                 if self.memory_bytes > bytes_max {
                     return Ok(None);
@@ -169,19 +158,20 @@ impl Merged {
         let mark = &mut self.marks[shard];
         assert!(seqs.start == *mark + 1, "INV-S6: #{} is added to merged cells at mark {mark}", seqs.start);
         *mark = seqs.end - 1;
-        let more = sorted(partial, &self.buckets_ms);
+        let mut more = Partial::default();
+        more.merge(&partial.of_tier(&self.slice.definition, self.slice.tier), |place| self.slice.holds(place));
         let mut known = std::mem::take(&mut self.cells).into_iter().peekable();
         self.cells = Vec::with_capacity(known.len() + more.len());
-        for (place, cell) in more {
-            while let Some(before) = known.next_if(|(before, _)| before < place) {
+        for (place, cell) in more.into_sorted() {
+            while let Some(before) = known.next_if(|(before, _)| *before < place) {
                 self.cells.push(before);
             }
-            match known.next_if(|(same, _)| same == place) {
+            match known.next_if(|(same, _)| *same == place) {
                 Some((place, mut merged)) => {
-                    merged.merge(cell);
+                    merged.merge(&cell);
                     self.cells.push((place, merged));
                 }
-                None => self.cells.push((place.clone(), cell.clone())),
+                None => self.cells.push((place, cell)),
             }
         }
         self.cells.extend(known);
@@ -189,13 +179,13 @@ impl Merged {
     }
 
     /// The places, in order, and cells of these buckets, as a range of positions that [`Self::cell`] takes.
-    pub(super) fn positions(&self, definition: &Definition, buckets_ms: &Range<i64>) -> Range<usize> {
-        if definition.groups_by_player() {
+    pub(super) fn positions(&self, wanted: &Slice) -> Range<usize> {
+        if wanted.definition.groups_by_player() {
             return 0..self.cells.len();
         }
         let first =
             |from: i64| self.cells.partition_point(|(place, _)| bucket_of(place).is_some_and(|bucket| bucket < from));
-        first(buckets_ms.start)..first(buckets_ms.end)
+        first(wanted.buckets_ms.start)..first(wanted.buckets_ms.end)
     }
 
     /// The place and the cell at a position.
@@ -203,12 +193,4 @@ impl Merged {
         let (place, cell) = &self.cells[position];
         (place, cell)
     }
-}
-
-/// A partial's cells of these buckets, by place.
-fn sorted<'p>(partial: &'p Partial, buckets_ms: &Range<i64>) -> Vec<(&'p Vec<u8>, &'p Cell)> {
-    let inside = |place: &[u8]| bucket_of(place).is_some_and(|bucket| buckets_ms.contains(&bucket));
-    let mut cells: Vec<_> = partial.cells().filter(|(place, _)| inside(place)).collect();
-    cells.sort_unstable_by_key(|(place, _)| *place);
-    cells
 }

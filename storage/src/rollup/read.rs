@@ -6,19 +6,23 @@
 
 use std::{
     cmp::{Ordering, Reverse},
-    collections::{BTreeMap, BinaryHeap, VecDeque, btree_map},
+    collections::{BinaryHeap, VecDeque},
     ops::Range,
     sync::Arc,
+    vec,
 };
 
 use galoo_proto::Seq;
 
 use super::{
     Definition,
+    accumulator::SumTooLarge,
+    bound::{Cells, bound},
     cache::RollupCache,
-    cell::{Cell, GroupValue, bucket_bytes, bucket_of, groups_of},
+    cell::{Cell, Value, bucket_bytes, bucket_of, groups_of, is_other, is_sum},
     cover::mark,
     merged::Merged,
+    partial::Partial,
 };
 use crate::{
     Error, Result,
@@ -30,13 +34,49 @@ use crate::{
 /// Cells that are read from one shard at a time.
 const PAGE_CELLS: usize = 4_096;
 
+/// A part of a rollup: some buckets of a tier.
+#[derive(Clone, Debug)]
+pub struct Slice {
+    /// The rollup.
+    pub definition: Arc<Definition>,
+    /// Which of its tiers.
+    pub tier: usize,
+    /// Starts of the buckets, Unix milliseconds.
+    pub buckets_ms: Range<i64>,
+}
+
+impl Slice {
+    /// Whether a place is in it.
+    pub(super) fn holds(&self, place: &[u8]) -> bool {
+        bucket_of(place).is_some_and(|bucket| self.buckets_ms.contains(&bucket))
+    }
+
+    /// Keys of a shard's cells that are in it, and perhaps others.
+    pub(super) fn keys(&self, view: &View) -> Range<Vec<u8>> {
+        let range = self.definition.cells(view.keyspace(), self.tier);
+        if self.definition.groups_by_player() {
+            return range;
+        }
+        let at = |bucket: i64| [range.start.as_slice(), &[0; 8], &bucket_bytes(bucket)].concat();
+        at(self.buckets_ms.start)..at(self.buckets_ms.end)
+    }
+
+    /// Adds what lies behind a shard's mark to `folded`.
+    pub(super) fn fold_behind(&self, folded: &mut Partial, view: &View, mark: u64, cache: &RollupCache) -> Result<()> {
+        for source in view.sources_behind(Seq(mark))? {
+            let partial = cache.partial(&self.definition, view, &source, source.first_seq().0.max(mark + 1))?;
+            folded.merge(&partial.of_tier(&self.definition, self.tier), |place| self.holds(place));
+        }
+        Ok(())
+    }
+}
+
 /// A row of a rollup.
 #[derive(Clone, Copy, Debug)]
 pub struct RollupRow<'a> {
     definition: &'a Definition,
     place: &'a [u8],
-    /// The aggregates, in the order of the definition.
-    pub cell: &'a Cell,
+    cell: &'a Cell,
 }
 
 impl<'a> RollupRow<'a> {
@@ -46,174 +86,230 @@ impl<'a> RollupRow<'a> {
     }
 
     /// The groups, in the order of the definition.
-    pub fn groups(&self) -> Result<Vec<GroupValue<'a>>> {
+    pub fn groups(&self) -> Result<Vec<Value<'a>>> {
         groups_of(self.definition, self.place)
+    }
+
+    /// An aggregate's value, by its place in the definition.
+    ///
+    /// # Errors
+    /// A sum of integers beyond 64 bits.
+    pub fn value(&self, aggregate: usize) -> Result<Value<'a>, SumTooLarge> {
+        self.cell.value(self.definition, aggregate)
+    }
+
+    /// Whether it stands for all groups of its bucket that are not kept by themselves.
+    pub fn is_other(&self) -> bool {
+        is_other(self.place)
+    }
+
+    /// Its events.
+    pub fn events(&self) -> u64 {
+        self.cell.events
     }
 }
 
-/// Rows of a rollup over one cut of its shards, by place (player's token, bucket, groups).
+/// Rows of a slice over one cut of its shards, by place (player's token, bucket, groups; `other` behind the groups).
 pub struct RollupRows {
     definition: Arc<Definition>,
-    cells: Cells,
-    /// The row of more than one cell that was made last.
+    cells: CellRows,
+    /// Rows of the bucket that is being read, of a rollup that bounds its groups.
+    bucket: vec::IntoIter<(Vec<u8>, Cell)>,
+    /// The row that was given last, if it is not kept.
     made: (Vec<u8>, Cell),
 }
 
-enum Cells {
-    Kept(Kept),
-    Streamed(Streamed),
-}
-
-type Folded = btree_map::IntoIter<Vec<u8>, Cell>;
-
 impl RollupRows {
-    /// Opens a read of the buckets that start in `buckets_ms`. The views are of all shards, one each.
-    pub fn open(
-        views: &[View],
-        definition: &Arc<Definition>,
-        buckets_ms: &Range<i64>,
-        cache: &RollupCache,
-    ) -> Result<Self> {
-        let cells = match cache.merged(definition, views, buckets_ms)? {
-            Some(merged) => Cells::Kept(Kept::open(merged, views, definition, buckets_ms, cache)?),
-            None => Cells::Streamed(Streamed::open(views, definition, buckets_ms, cache)?),
-        };
-        Ok(Self { definition: definition.clone(), cells, made: (Vec::new(), Cell(Vec::new())) })
+    /// Opens a read. The views are of all shards, one each.
+    pub fn open(views: &[View], slice: &Slice, cache: &RollupCache) -> Result<Self> {
+        let cells = CellRows::open(views, slice, cache)?;
+        let made = (Vec::new(), Cell::new(&[]));
+        Ok(Self { definition: slice.definition.clone(), cells, bucket: Vec::new().into_iter(), made })
     }
 
     /// Returns the next row; it is valid until the next call.
     #[expect(clippy::should_implement_trait, reason = "a row borrows from the rows")]
     pub fn next(&mut self) -> Result<Option<RollupRow<'_>>> {
-        let cell = match &mut self.cells {
-            Cells::Kept(kept) => kept.next(&mut self.made),
-            Cells::Streamed(streamed) => match streamed.next(&self.definition)? {
-                Some(made) => {
-                    self.made = made;
-                    Some((self.made.0.as_slice(), &self.made.1))
+        let row = match self.definition.groups_max {
+            Some(groups_max) => {
+                if self.bucket.as_slice().is_empty() {
+                    self.bucket = self.cells.next_bucket(groups_max)?.into_iter();
                 }
-                None => None,
-            },
+                match self.bucket.next() {
+                    Some(made) => {
+                        self.made = made;
+                        Some((self.made.0.as_slice(), &self.made.1))
+                    }
+                    None => None,
+                }
+            }
+            None => self.cells.next_group(&mut self.made)?,
         };
-        Ok(cell.map(|(place, cell)| RollupRow { definition: &self.definition, place, cell }))
+        Ok(row.map(|(place, cell)| RollupRow { definition: &self.definition, place, cell }))
     }
 }
 
-/// Folds what lies behind a shard's mark into `folded`.
-fn fold_behind(
-    folded: &mut BTreeMap<Vec<u8>, Cell>,
-    view: &View,
-    mark: u64,
-    definition: &Definition,
-    buckets_ms: &Range<i64>,
-    cache: &RollupCache,
-) -> Result<()> {
-    for source in view.sources_behind(Seq(mark))? {
-        let partial = cache.partial(definition, view, &source, source.first_seq().0.max(mark + 1))?;
-        for (place, cell) in partial.cells() {
-            if !bucket_of(place).is_some_and(|bucket| buckets_ms.contains(&bucket)) {
-                continue;
-            }
-            match folded.get_mut(place) {
-                Some(known) => known.merge(cell),
-                None => {
-                    folded.insert(place.clone(), cell.clone());
-                }
+/// Cells of a slice over one cut of its shards, by place.
+pub(super) enum CellRows {
+    /// From what is kept in memory.
+    Kept(Kept),
+    /// From the store.
+    Streamed(Streamed),
+}
+
+impl CellRows {
+    pub(super) fn open(views: &[View], slice: &Slice, cache: &RollupCache) -> Result<Self> {
+        Ok(match cache.merged(slice, views)? {
+            Some(merged) => Self::Kept(Kept::open(merged, views, slice, cache)?),
+            None => Self::Streamed(Streamed::open(views, slice, cache)?),
+        })
+    }
+
+    /// Returns the next cell; it is in `made` unless it is kept.
+    pub(super) fn next<'a>(&'a mut self, made: &'a mut (Vec<u8>, Cell)) -> Result<Option<(&'a [u8], &'a Cell)>> {
+        match self {
+            Self::Kept(kept) => Ok(kept.next(made)),
+            Self::Streamed(streamed) => {
+                let Some(next) = streamed.next()? else { return Ok(None) };
+                *made = next;
+                Ok(Some((made.0.as_slice(), &made.1)))
             }
         }
     }
-    Ok(())
+
+    /// Returns the next cell that is no bucket's sum.
+    fn next_group<'a>(&'a mut self, made: &'a mut (Vec<u8>, Cell)) -> Result<Option<(&'a [u8], &'a Cell)>> {
+        match self {
+            Self::Kept(kept) => Ok(kept.next_group(made)),
+            Self::Streamed(streamed) => {
+                while let Some(next) = streamed.next()? {
+                    if !is_sum(&next.0) {
+                        *made = next;
+                        return Ok(Some((made.0.as_slice(), &made.1)));
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Returns the cells of the next bucket, bounded; none at the end.
+    fn next_bucket(&mut self, groups_max: usize) -> Result<Vec<(Vec<u8>, Cell)>> {
+        let (mut cells, mut made) = (Cells::new(), (Vec::new(), Cell::new(&[])));
+        // A bucket's sum is its last cell, and every bucket has one.
+        while let Some((place, cell)) = self.next(&mut made)? {
+            if is_sum(place) {
+                break;
+            }
+            cells.insert(place.to_vec(), cell.clone());
+        }
+        bound(&mut cells, groups_max);
+        let mut rows: Vec<_> = cells.into_iter().collect();
+        rows.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
+        Ok(rows)
+    }
 }
 
-/// Keys of a shard's cells that hold these buckets, and perhaps others.
-pub(super) fn cells_range(view: &View, definition: &Definition, buckets_ms: &Range<i64>) -> Range<Vec<u8>> {
-    let range = key::rollup_cells(view.keyspace(), definition.id);
-    if definition.groups_by_player() {
-        return range;
-    }
-    let at = |bucket: i64| [range.start.as_slice(), &[0; 8], &bucket_bytes(bucket)].concat();
-    at(buckets_ms.start)..at(buckets_ms.end)
-}
+type Folded = vec::IntoIter<(Vec<u8>, Cell)>;
 
 /// Cells that are kept merged, and what lies behind their marks.
-struct Kept {
+pub(super) struct Kept {
     merged: Arc<Merged>,
     positions: Range<usize>,
-    buckets_ms: Range<i64>,
+    slice: Slice,
     behind: std::iter::Peekable<Folded>,
 }
 
 impl Kept {
-    fn open(
-        merged: Arc<Merged>,
-        views: &[View],
-        definition: &Definition,
-        buckets_ms: &Range<i64>,
-        cache: &RollupCache,
-    ) -> Result<Self> {
-        let mut behind = BTreeMap::new();
+    fn open(merged: Arc<Merged>, views: &[View], slice: &Slice, cache: &RollupCache) -> Result<Self> {
+        let mut behind = Partial::default();
         for (mark, view) in merged.marks().iter().zip(views) {
-            fold_behind(&mut behind, view, *mark, definition, buckets_ms, cache)?;
+            slice.fold_behind(&mut behind, view, *mark, cache)?;
         }
-        let positions = merged.positions(definition, buckets_ms);
-        Ok(Self { merged, positions, buckets_ms: buckets_ms.clone(), behind: behind.into_iter().peekable() })
+        let positions = merged.positions(slice);
+        Ok(Self { merged, positions, slice: slice.clone(), behind: behind.into_sorted().into_iter().peekable() })
+    }
+
+    fn next_group<'a>(&'a mut self, made: &'a mut (Vec<u8>, Cell)) -> Option<(&'a [u8], &'a Cell)> {
+        while self.next_place().is_some_and(is_sum) {
+            self.next(made);
+        }
+        self.next(made)
+    }
+
+    /// The position of the next cell that is kept.
+    fn next_position(&mut self) -> Option<usize> {
+        while let Some(position) = self.positions.clone().next() {
+            if self.slice.holds(self.merged.cell(position).0) {
+                return Some(position);
+            }
+            self.positions.start += 1;
+        }
+        None
+    }
+
+    /// The place of the next cell.
+    fn next_place(&mut self) -> Option<&[u8]> {
+        let kept = self.next_position().map(|position| self.merged.cell(position).0);
+        let behind = self.behind.peek().map(|(place, _)| place.as_slice());
+        kept.into_iter().chain(behind).min()
     }
 
     fn next<'a>(&'a mut self, made: &'a mut (Vec<u8>, Cell)) -> Option<(&'a [u8], &'a Cell)> {
-        let outside = |position: &usize| {
-            !bucket_of(self.merged.cell(*position).0).is_some_and(|bucket| self.buckets_ms.contains(&bucket))
-        };
-        let position = self.positions.by_ref().find(|position| !outside(position));
+        let position = self.next_position();
         let order = match (position, self.behind.peek()) {
             (None, None) => return None,
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (Some(position), Some((place, _))) => self.merged.cell(position).0.cmp(place),
         };
+        if order.is_le() {
+            self.positions.start += 1;
+        }
         if order == Ordering::Less {
             return position.map(|position| self.merged.cell(position));
         }
         *made = self.behind.next()?;
-        match position {
-            Some(position) if order == Ordering::Equal => made.1.merge(self.merged.cell(position).1),
-            // It is looked at again.
-            Some(position) => self.positions.start = position,
-            None => {}
+        if let Some(position) = position.filter(|_| order == Ordering::Equal) {
+            made.1.merge(self.merged.cell(position).1);
         }
         Some((&made.0, &made.1))
     }
 }
 
 /// Cells of each shard as they are read, and what lies behind its mark.
-struct Streamed {
+pub(super) struct Streamed {
+    definition: Arc<Definition>,
     inputs: Vec<Input>,
     /// The next place of each input.
     heads: BinaryHeap<Reverse<(Vec<u8>, usize)>>,
 }
 
 impl Streamed {
-    fn open(views: &[View], definition: &Definition, buckets_ms: &Range<i64>, cache: &RollupCache) -> Result<Self> {
-        let mut streamed = Self { inputs: Vec::new(), heads: BinaryHeap::new() };
+    fn open(views: &[View], slice: &Slice, cache: &RollupCache) -> Result<Self> {
+        let definition = slice.definition.clone();
+        let mut streamed = Self { definition, inputs: Vec::new(), heads: BinaryHeap::new() };
         for view in views {
-            streamed.add(definition, InputCells::Stored(CellPages::new(view, definition, buckets_ms)))?;
-            let mark = mark(view.reader(), view.keyspace(), definition.id)?;
-            let mut behind = BTreeMap::new();
-            fold_behind(&mut behind, view, mark, definition, buckets_ms, cache)?;
-            streamed.add(definition, InputCells::Folded(behind.into_iter()))?;
+            streamed.add(InputCells::Stored(CellPages::new(view, slice)))?;
+            let mark = mark(view.reader(), view.keyspace(), slice.definition.id)?;
+            let mut behind = Partial::default();
+            slice.fold_behind(&mut behind, view, mark, cache)?;
+            streamed.add(InputCells::Folded(behind.into_sorted().into_iter()))?;
         }
         Ok(streamed)
     }
 
-    fn add(&mut self, definition: &Definition, cells: InputCells) -> Result<()> {
+    fn add(&mut self, cells: InputCells) -> Result<()> {
         self.inputs.push(Input { cells, current: None });
-        self.advance(definition, self.inputs.len() - 1)?;
+        self.advance(self.inputs.len() - 1)?;
         Ok(())
     }
 
     /// Moves an input to its next cell and returns the one that it stood at.
-    fn advance(&mut self, definition: &Definition, place: usize) -> Result<Option<Cell>> {
+    fn advance(&mut self, place: usize) -> Result<Option<Cell>> {
         let input = &mut self.inputs[place];
         let next = match &mut input.cells {
-            InputCells::Stored(pages) => pages.next(definition)?,
+            InputCells::Stored(pages) => pages.next(&self.definition)?,
             InputCells::Folded(cells) => cells.next(),
         };
         let (at, next) = next.unzip();
@@ -221,15 +317,15 @@ impl Streamed {
         Ok(std::mem::replace(&mut input.current, next))
     }
 
-    fn next(&mut self, definition: &Definition) -> Result<Option<(Vec<u8>, Cell)>> {
+    fn next(&mut self) -> Result<Option<(Vec<u8>, Cell)>> {
         let Some(Reverse((place, input))) = self.heads.pop() else { return Ok(None) };
-        let mut merged = self.advance(definition, input)?;
+        let mut merged = self.advance(input)?;
         while let Some(Reverse((next, _))) = self.heads.peek() {
             if *next != place {
                 break;
             }
             let Some(Reverse((_, input))) = self.heads.pop() else { break };
-            let more = self.advance(definition, input)?;
+            let more = self.advance(input)?;
             match (&mut merged, more) {
                 (Some(merged), Some(more)) => merged.merge(&more),
                 (merged, more) => *merged = more,
@@ -255,16 +351,15 @@ enum InputCells {
 /// A shard's cells, page by page, so that no iterator pins memory between them.
 struct CellPages {
     view: View,
-    buckets_ms: Range<i64>,
+    slice: Slice,
     /// Keys that are left to read; `None` at the end.
     left: Option<Range<Vec<u8>>>,
     page: VecDeque<(Vec<u8>, Cell)>,
 }
 
 impl CellPages {
-    fn new(view: &View, definition: &Definition, buckets_ms: &Range<i64>) -> Self {
-        let left = Some(cells_range(view, definition, buckets_ms));
-        Self { view: view.clone(), buckets_ms: buckets_ms.clone(), left, page: VecDeque::new() }
+    fn new(view: &View, slice: &Slice) -> Self {
+        Self { view: view.clone(), slice: slice.clone(), left: Some(slice.keys(view)), page: VecDeque::new() }
     }
 
     fn next(&mut self, definition: &Definition) -> Result<Option<(Vec<u8>, Cell)>> {
@@ -274,8 +369,8 @@ impl CellPages {
             let mut rows = reader.rows(Family::Rollups, &range.start..&range.end, Direction::Forward)?;
             while let Some((key, value)) = rows.next()? {
                 let place = &key[key::ROLLUP_CELL_PREFIX_BYTES..];
-                if bucket_of(place).is_some_and(|bucket| self.buckets_ms.contains(&bucket)) {
-                    self.page.push_back((place.to_vec(), Cell::decode(&definition.aggregates, value)?));
+                if self.slice.holds(place) {
+                    self.page.push_back((place.to_vec(), Cell::decode(definition.parts_at(place), value)?));
                 }
                 if self.page.len() >= PAGE_CELLS {
                     let behind = [key, &[0]].concat();

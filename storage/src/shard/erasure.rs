@@ -56,11 +56,13 @@ impl Turn<'_> {
         drop(rows);
         let mut cells = Vec::new();
         for definition in rollups.iter().filter(|definition| definition.groups_by_player()) {
-            let range = key::rollup_cells_of(keyspace, definition.id, Token::of(player));
-            let mut rows = engine.rows(Family::Rollups, &range.start..&range.end, Direction::Forward)?;
-            while let Some((key, _)) = rows.next()? {
-                if rollup::cell::names(definition, &key[key::ROLLUP_CELL_PREFIX_BYTES..], player)? {
-                    cells.push(key.to_vec());
+            for tier in 0..definition.tiers.len() {
+                let range = definition.cells_of(keyspace, tier, Token::of(player));
+                let mut rows = engine.rows(Family::Rollups, &range.start..&range.end, Direction::Forward)?;
+                while let Some((key, _)) = rows.next()? {
+                    if rollup::cell::names(definition, &key[key::ROLLUP_CELL_PREFIX_BYTES..], player)? {
+                        cells.push(key.to_vec());
+                    }
                 }
             }
         }

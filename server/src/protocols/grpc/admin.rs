@@ -8,8 +8,9 @@ use galoo_proto::{
         CreateGameRequest, CreateGameResponse, DefineFamilyRequest, DefineFamilyResponse, DropFamilyRequest,
         DropFamilyResponse, DropGameRequest, DropGameResponse, ForgetPlayerRequest, ForgetPlayerResponse, Game,
         InitClusterRequest, InitClusterResponse, ListErasuresRequest, ListErasuresResponse, ListFamiliesRequest,
-        ListFamiliesResponse, ListGamesRequest, ListGamesResponse, ShardChecksum, StatusRequest, StatusResponse,
-        TopologyRequest, TopologyResponse, admin_server::Admin,
+        ListFamiliesResponse, ListGamesRequest, ListGamesResponse, ListRollupsRequest, ListRollupsResponse,
+        ShardChecksum, StatusRequest, StatusResponse, TopologyRequest, TopologyResponse, VerifyRollupRequest,
+        VerifyRollupResponse, admin_server::Admin,
     },
     meta::GameRecord,
 };
@@ -54,6 +55,20 @@ impl Admin for AdminService {
         request: Request<ListErasuresRequest>,
     ) -> Result<Response<ListErasuresResponse>, Status> {
         Ok(Response::new(self.0.node()?.erasures(&request.into_inner().game).await?))
+    }
+
+    async fn list_rollups(
+        &self,
+        request: Request<ListRollupsRequest>,
+    ) -> Result<Response<ListRollupsResponse>, Status> {
+        Ok(Response::new(self.0.node()?.rollups(&request.into_inner().game).await?))
+    }
+
+    async fn verify_rollup(
+        &self,
+        request: Request<VerifyRollupRequest>,
+    ) -> Result<Response<VerifyRollupResponse>, Status> {
+        Ok(Response::new(self.0.node()?.verify_rollup(&request.into_inner()).await?))
     }
 
     async fn list_games(&self, _: Request<ListGamesRequest>) -> Result<Response<ListGamesResponse>, Status> {
