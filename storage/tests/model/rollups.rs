@@ -15,7 +15,7 @@ use galoo_proto::{
     value::Event,
 };
 use galoo_storage::{
-    engine::memory::MemoryEngine,
+    engine::{Direction, Family, WriteBatch, memory::MemoryEngine},
     rollup::{
         Definition, bucket_start,
         cache::{Limits, RollupCache},
@@ -435,5 +435,55 @@ proptest! {
                 older = Some((views, events.clone()));
             }
         }
+    }
+}
+
+/// P4: a cell that was lost, that is wrong or that should not be there is found, in the bucket that it is in, also where
+/// what is shown stays the same.
+#[test]
+fn a_wrong_cell_is_found() {
+    let folder = tempfile::tempdir().expect("folder");
+    let memory = MemoryEngine::default();
+    let mut world = World::in_keyspace(folder.path(), Arc::new(memory.clone()), Some(memory), Keyspace(1));
+    world.apply(Body::DefineRollup(definition(2)));
+    world.apply(append(None, (0..60).map(|n| event((n as u8 % 3, n, 1))).collect()));
+    let chunk = world.shard.state().open.unwrap_or_default().id;
+    world.apply(Body::Seal(Seal { chunk }));
+    cover_all(&world.view(), &world.engine, &Live::from([(2, Counts::default())]));
+    let definition = Arc::new(Definition::parse(&definition(2)).expect("valid"));
+    for (tier, width) in definition.tiers.iter().enumerate() {
+        let slice = Slice { definition: definition.clone(), tier, buckets_ms: i64::MIN..i64::MAX };
+        let different = |world: &World| verify(&[world.view()], &slice).expect("reads").different_ms;
+        let range = galoo_storage::key::rollup_tier(Keyspace(1), definition.id, tier as u8);
+        let snapshot = world.engine.snapshot();
+        let mut rows = snapshot.rows(Family::Rollups, &range.start..&range.end, Direction::Forward).expect("reads");
+        let mut cells = Vec::new();
+        while let Some((key, value)) = rows.next().expect("reads") {
+            cells.push((key.to_vec(), value.to_vec()));
+        }
+        let write = |key: &[u8], value: Option<Vec<u8>>| {
+            let mut batch = WriteBatch::default();
+            match value {
+                Some(value) => batch.put(Family::Rollups, key.to_vec(), value),
+                None => batch.delete(Family::Rollups, key.to_vec()),
+            }
+            world.engine.write(batch).expect("writes");
+        };
+        // The last two are a group and its bucket's sum, which no row shows.
+        let last = bucket_start(59, width.bucket_ms);
+        for (key, value) in &cells[cells.len() - 2..] {
+            let mut flipped = value.clone();
+            *flipped.last_mut().expect("bytes") ^= 1;
+            for wrong in [None, Some(flipped)] {
+                write(key, wrong.clone());
+                assert_eq!(different(&world), [last], "{wrong:?} for {value:?}");
+                write(key, Some(value.clone()));
+            }
+            assert_eq!(different(&world), Vec::<i64>::new());
+        }
+        let more = [&range.start, [0; 8].as_slice(), &(900u64 | 1 << 63).to_be_bytes(), &[0]].concat();
+        write(&more, Some(cells[0].1.clone()));
+        assert_eq!(different(&world), [900]);
+        write(&more, None);
     }
 }
