@@ -202,6 +202,11 @@ impl RaftLoop {
         self.replicas.get_mut(&group).map_or(Ok(()), |replica| replica.cut(persisted, entries_min))
     }
 
+    /// Where the state of a group is.
+    pub fn place(&self, group: GroupId) -> Option<u64> {
+        self.replicas.get(&group).map(Replica::place)
+    }
+
     /// Offers a frozen state to the followers that need one; it takes the place of an offer that stands.
     ///
     /// The state stays frozen until the offer comes back among [`Effects::released`].

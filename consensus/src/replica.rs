@@ -446,6 +446,11 @@ impl Replica {
         self.node.raft.prs().iter().map(|(voter, progress)| (*voter, progress.matched)).collect()
     }
 
+    /// Where its state is.
+    pub fn place(&self) -> u64 {
+        self.node.store().record.place
+    }
+
     /// Cuts the log at or below `index`, which is applied durably, as far as nobody who is waited for needs it; not
     /// when that drops fewer than `entries_min`.
     pub(crate) fn cut(&mut self, index: u64, entries_min: u64) -> Result<()> {

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use galoo_cluster::META_GROUP;
+use galoo_cluster::{META_GROUP, machine::Machine};
 use galoo_consensus::{GroupId, StateMachine};
-use galoo_proto::{GameId, Hlc, Keyspace, ShardId, rollup::Rollup};
+use galoo_proto::{GameId, Hlc, Keyspace, SegmentId, ShardId, rollup::Rollup};
 use galoo_storage::{
     compaction::{self, Choice, Policy},
     engine::Family,
@@ -184,12 +184,14 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
                 let built = spawn_blocking(build).await??;
                 pace.built(Instant::now(), started.elapsed());
                 let engine = node.engine().clone();
-                let rows = built.rows;
+                let (rows, segment) = (built.rows, SegmentId(built.id));
                 let commit = move || compaction::commit_segment(&engine, keyspace, &built);
                 let committed = node.commit(shard, keyspace, commit).await?;
                 if committed {
                     let built = chunks.iter().filter(|chunk| (first.0..=last.0).contains(&chunk.id));
                     done.dropped_bytes += built.map(|chunk| chunk.bytes).sum::<u64>();
+                } else {
+                    node.files().remove(keyspace, segment)?;
                 }
                 debug!(%shard, %first, %last, rows, committed, took = ?started.elapsed(), "built a segment");
             }
@@ -259,9 +261,9 @@ async fn cut_logs(node: &Arc<Node>, flushed_at_bytes: &mut u64) -> anyhow::Resul
     }
     let groups = node.open_shards().into_iter().map(|(shard, _)| GroupId(shard.0));
     for group in groups.chain([GroupId(META_GROUP)]) {
-        let persisted = node.driver().with_machine(group, |machine| machine.persisted()).await;
-        if let Some(persisted) = persisted.transpose()? {
-            node.driver().cut(group, persisted);
+        let persisted = |machine: &mut Machine| (machine.keyspace(), machine.persisted());
+        if let Some((keyspace, persisted)) = node.driver().with_machine(group, persisted).await {
+            node.driver().cut(group, keyspace.0, persisted?);
         }
     }
     let log = node.log().clone();

@@ -115,6 +115,7 @@ enum Input {
     },
     Cut {
         group: GroupId,
+        place: u64,
         persisted: u64,
     },
     /// A state was frozen for followers; `None` when it could not be.
@@ -317,9 +318,9 @@ impl Driver {
         relocated.await.unwrap_or(Relocated::Never("the node stops".to_owned()))
     }
 
-    /// Lets the group's log go below what survives a crash.
-    pub fn cut(&self, group: GroupId, persisted: u64) {
-        self.send(Input::Cut { group, persisted });
+    /// Lets the group's log go below what survives a crash of the state at a place, while it is the group's.
+    pub fn cut(&self, group: GroupId, place: u64, persisted: u64) {
+        self.send(Input::Cut { group, place, persisted });
     }
 
     /// Runs a job on the thread that owns a group's state machine, between two commands.

@@ -107,7 +107,8 @@ impl Work<'_> {
         let is_closed = |source: &&Source| !matches!(source, Source::Chunk(chunk) if chunk.id == open);
         let sources: Vec<_> = view.sources()?.iter().filter(is_closed).cloned().collect();
         let covered = covered_seq(&view)?;
-        let segment = match choose_expired(&sources, from_ms, covered) {
+        let now_ms = view.hlc().millis().cast_signed();
+        let segment = match choose_expired(&sources, from_ms, covered, now_ms) {
             Some(Expired::Drop(range)) => return self.drop_sources(view, sources[range].to_vec()).await,
             _ if !self.has_room => return Ok(None),
             Some(Expired::Rewrite(segment)) => Some(segment),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use galoo_proto::ShardId;
-use galoo_storage::segment::DamagedSegment;
+use galoo_storage::{segment::DamagedSegment, view::Source};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -28,6 +28,7 @@ pub async fn run(node: Arc<Node>, mut stopped: watch::Receiver<bool>) {
             () = tokio::time::sleep(ROUND) => {}
             _ = stopped.wait_for(|stopped| *stopped) => return,
         }
+        node.give_up_lent_states();
         let damaged = node.damaged();
         for (shard, one) in &damaged {
             if told.insert((*shard, one.keyspace, one.segment)) {
@@ -75,11 +76,23 @@ async fn rebuild(node: &Node, shard: ShardId) {
 impl Node {
     /// What is damaged in the shards that are open here.
     pub fn damaged(&self) -> Vec<(ShardId, DamagedSegment)> {
+        let damaged = self.files().damaged();
+        if damaged.is_empty() {
+            return Vec::new();
+        }
         let shards = self.open_shards();
-        let of = |one: DamagedSegment| {
-            let open = shards.iter().find(|(_, keyspace)| *keyspace == one.keyspace)?;
-            Some((open.0, one))
+        // What was merged or dropped since it was found is not a part of the shard any more.
+        let is_named = |shard: ShardId, one: &DamagedSegment| {
+            let Ok(view) = self.stale_view(shard) else { return true };
+            let names = |source: &Source| {
+                matches!(source, Source::Segment(segment) if segment.id == one.segment.0) && source.rows() > 0
+            };
+            view.sources().map_or(true, |sources| sources.iter().any(names))
         };
-        self.files().damaged().into_iter().filter_map(of).collect()
+        let of = |one: DamagedSegment| {
+            let (shard, _) = shards.iter().find(|(_, keyspace)| *keyspace == one.keyspace)?;
+            is_named(*shard, &one).then_some((*shard, one))
+        };
+        damaged.into_iter().filter_map(of).collect()
     }
 }

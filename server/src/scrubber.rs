@@ -10,7 +10,7 @@ use std::{
 };
 
 use galoo_proto::{Keyspace, ShardId};
-use galoo_storage::{segment::Step, view::Source};
+use galoo_storage::{Error, segment::Step, view::Source};
 use tokio::{sync::watch, task::spawn_blocking};
 use tracing::{debug, error, warn};
 
@@ -110,7 +110,12 @@ fn segments(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, take: &mut dyn
         match node.files().scrub(keyspace, &segment, take) {
             Ok(true) => {}
             Ok(false) => return false,
-            Err(failure) => debug!(%shard, %failure, "found by scrubbing"),
+            // What is quarantined is told of by whoever rebuilds the shard, if it is still a part of it.
+            Err(failure @ Error::CorruptFile { .. }) => debug!(%shard, %failure, "found by scrubbing"),
+            Err(failure) => {
+                metrics::counter!("galoo_damage_found_total").increment(1);
+                error!(%shard, %failure, "a segment cannot be scrubbed");
+            }
         }
     }
     true

@@ -204,7 +204,9 @@ impl RaftThread {
                     self.step(messages);
                 }
             }
-            Input::Cut { group, persisted } => {
+            // The state that took its place may have less on disk.
+            Input::Cut { group, place, .. } if self.raft.place(group) != Some(place) => {}
+            Input::Cut { group, persisted, .. } => {
                 let entries_min = if self.log.bytes() > self.log_bytes { 1 } else { CUT_ENTRIES_MIN };
                 if let Err(failure) = self.raft.cut(group, persisted, entries_min) {
                     error!(%failure, "the log could not be cut");

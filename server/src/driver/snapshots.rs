@@ -64,9 +64,13 @@ impl Frozen {
 
     /// Whether one more may be frozen.
     pub fn has_room(&self) -> bool {
-        let mut states = self.lock();
-        states.retain(|_, state| state.lent.is_none_or(|used| used.elapsed() < LENT_IDLE_MAX));
-        states.len() < FROZEN_MAX
+        self.give_up_idle();
+        self.lock().len() < FROZEN_MAX
+    }
+
+    /// Gives up what was lent and nobody pulls from: it holds on to an engine snapshot and to files.
+    pub fn give_up_idle(&self) {
+        self.lock().retain(|_, state| state.lent.is_none_or(|used| used.elapsed() < LENT_IDLE_MAX));
     }
 
     /// Keeps a state and returns its name, which no other has, also after a restart.

@@ -81,6 +81,11 @@ impl Node {
         }
     }
 
+    /// Gives up states that were lent to nodes and that nobody pulls from any more.
+    pub fn give_up_lent_states(&self) {
+        self.store.frozen.give_up_idle();
+    }
+
     /// Replaces a shard's state here by that of another node, which may be older: the log leads on from there. Returns the
     /// bytes that were pulled.
     pub async fn rebuild(&self, shard: ShardId, from: NodeId) -> anyhow::Result<u64> {
@@ -171,6 +176,8 @@ impl Node {
         let started = Instant::now();
         let mut bytes = 0u64;
         while let Some(cursor) = import.cursor().map(<[u8]>::to_vec) {
+            // A second copy is written beside what is there.
+            self.disk_room()?;
             let block = self.block(group, fetch, cursor).await?;
             bytes += block.len() as u64;
             import = spawn_blocking(move || import.take(&block).map(|()| import)).await??;

@@ -66,8 +66,15 @@ pub enum Expired {
 }
 
 /// Returns what to do next about the events before `from_ms`, if anything. `sources` are a shard's without its open chunk, in
-/// order of seq; what lies behind `covered_seq` is still to be counted by a rollup.
-pub fn choose_expired(sources: &[Source], from_ms: i64, covered_seq: u64) -> Option<Expired> {
+/// order of seq; what lies behind `covered_seq` is still to be counted by a rollup. `now_ms` is the shard's time: events of a
+/// later time do not make what came with them any younger.
+///
+/// A chunk behind one that is read waits until they are a segment: segments are built of adjacent chunks, and merged with
+/// adjacent segments, so that nothing that went may come between chunks.
+pub fn choose_expired(sources: &[Source], from_ms: i64, covered_seq: u64, now_ms: i64) -> Option<Expired> {
+    let is_read = |source: &Source| source.last_seq().0 > covered_seq || source.times().1 >= from_ms;
+    let first_read = sources.iter().position(|source| matches!(source, Source::Chunk(_)) && is_read(source));
+    let sources = &sources[..first_read.unwrap_or(sources.len())];
     let is_counted = |source: &Source| source.last_seq().0 <= covered_seq;
     let is_gone = |source: &Source| source.rows() == 0;
     let is_old = |source: &Source| is_counted(source) && source.times().1 < from_ms;
@@ -85,7 +92,7 @@ pub fn choose_expired(sources: &[Source], from_ms: i64, covered_seq: u64) -> Opt
         let Source::Segment(segment) = source else { return None };
         let (first, last) = source.times();
         // As if events were spread evenly over its time.
-        let half = first.saturating_add(last.saturating_sub(first) / 2);
+        let half = first.saturating_add(last.min(now_ms).saturating_sub(first) / 2);
         let is_half_old = !is_gone(source) && is_counted(source) && first < from_ms && half < from_ms;
         is_half_old.then(|| Expired::Rewrite(segment.clone()))
     };
@@ -165,7 +172,7 @@ mod tests {
     fn what_is_too_old_goes_with_its_neighbours_once_rollups_hold_it() {
         let gone = segment(1..5, 0, 0, 9);
         let sources = [gone.clone(), segment(5..7, 2, 3, 9), segment(7..9, 2, 0, 8), segment(9..11, 2, 5, 20), gone];
-        let choose = |from_ms, covered| choose_expired(&sources, from_ms, covered);
+        let choose = |from_ms, covered| choose_expired(&sources, from_ms, covered, i64::MAX);
         let rewrite = |place: usize| match &sources[place] {
             Source::Segment(segment) => Some(Expired::Rewrite(segment.clone())),
             Source::Chunk(_) => None,
@@ -178,6 +185,29 @@ mod tests {
         assert_eq!(choose(10, 5), None);
         assert_eq!(choose(0, u64::MAX), None);
         assert_eq!(choose(21, u64::MAX), Some(Expired::Drop(0..5)));
-        assert_eq!(choose_expired(&sources[..1], 100, u64::MAX), None, "nothing is left to drop");
+        assert_eq!(choose_expired(&sources[..1], 100, u64::MAX, i64::MAX), None, "nothing is left to drop");
+    }
+
+    /// One event of a clock that is wrong does not keep a file's others for ever.
+    #[test]
+    fn an_event_of_the_future_makes_nothing_younger() {
+        let sources = [segment(1..9, 8, 0, 1_000_000)];
+        assert_eq!(choose_expired(&sources, 50, u64::MAX, i64::MAX), None);
+        assert!(matches!(choose_expired(&sources, 51, u64::MAX, 100), Some(Expired::Rewrite(_))));
+        assert_eq!(choose_expired(&sources, 50, u64::MAX, 100), None, "half of its time is not over");
+    }
+
+    /// A chunk that went between two others could be in no segment with either, nor be merged past them.
+    #[test]
+    fn nothing_goes_from_between_chunks() {
+        let chunk = |id: u64, time_max_ms| {
+            Source::Chunk(record::Chunk { id, first_seq: id, last_seq: id, time_max_ms, ..Default::default() })
+        };
+        let old = segment(1..2, 1, 0, 5);
+        let sources = [old, chunk(2, 5), chunk(3, 20), chunk(4, 5)];
+        assert_eq!(choose_expired(&sources, 10, u64::MAX, 100), Some(Expired::Drop(0..2)));
+        assert_eq!(choose_expired(&sources[2..], 10, u64::MAX, 100), None);
+        assert_eq!(choose_expired(&sources[1..], 10, 1, 100), None, "a rollup lacks the first");
+        assert_eq!(choose_expired(&sources, 30, u64::MAX, 100), Some(Expired::Drop(0..4)));
     }
 }

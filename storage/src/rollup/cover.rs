@@ -22,8 +22,8 @@ use crate::{
 pub struct Cover {
     rollup: RollupId,
     mark: u64,
-    /// Up to when players that were forgotten are left out.
-    erased: Hlc,
+    /// Of a rollup that names players: up to when those who were forgotten are left out. What another counts does not change.
+    erased: Option<Hlc>,
     /// The mark behind it.
     pub through: u64,
     /// Keys with what is put there, or nothing where a cell goes.
@@ -77,7 +77,8 @@ pub fn prepare(view: &View, definition: &Definition) -> Result<Option<Cover>> {
         cells.extend(changed.into_iter().map(|(place, cell)| (stored.key(&place), Some(cell.encode()))));
         cells.extend(gone.into_iter().map(|place| (stored.key(&place), None)));
     }
-    Ok(Some(Cover { rollup: definition.id, mark, erased: view.erased(), through, cells }))
+    let erased = definition.groups_by_player().then(|| view.erased());
+    Ok(Some(Cover { rollup: definition.id, mark, erased, through, cells }))
 }
 
 /// A tier's cells that are there.
@@ -143,13 +144,14 @@ impl Stored<'_> {
 
 /// Writes the cells and the mark in one batch.
 ///
-/// Returns false, and changes nothing, when the rollup is gone, its mark has moved or a player was forgotten since. Runs on the thread that
-/// applies, so that nothing else writes the shard.
+/// Returns false, and changes nothing, when the rollup is gone, its mark has moved, or it names players and one was forgotten
+/// since. Runs on the thread that applies, so that nothing else writes the shard.
 pub fn commit(engine: &Arc<dyn Engine>, keyspace: Keyspace, cover: Cover) -> Result<bool> {
     let Cover { rollup, mark: expected, erased, through, cells } = cover;
     let defined = engine.get(Family::Meta, &key::rollup(keyspace, rollup))?.is_some();
     let state = shard::read_state(engine.as_ref(), keyspace)?.unwrap_or_default();
-    if !defined || mark(engine.as_ref(), keyspace, rollup)? != expected || state.erased_hlc != erased.0 {
+    let is_stale = erased.is_some_and(|erased| state.erased_hlc != erased.0);
+    if !defined || mark(engine.as_ref(), keyspace, rollup)? != expected || is_stale {
         return Ok(false);
     }
     assert!(through > expected, "INV-S6: the mark of {rollup} moves from {expected} to {through}");

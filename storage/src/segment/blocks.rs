@@ -48,6 +48,9 @@ pub(super) fn block_crcs(path: &Path, file: &File) -> Result<(u64, Vec<u32>)> {
     Ok((length, crcs))
 }
 
+/// Linux' number of an input or output error.
+const EIO: i32 = 5;
+
 /// Which file it is, and where it goes when it is damaged.
 #[derive(Clone)]
 pub(super) struct Origin {
@@ -85,7 +88,12 @@ impl Origin {
 
     /// Reads a block from disk and compares it with its CRC.
     fn verify(&self, file: &File, block: &mut [u8], offset: u64, recorded: u32) -> Result<()> {
-        file.read_exact_at(block, offset).map_err(|source| self.failed(source))?;
+        file.read_exact_at(block, offset).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => self.corrupt(offset, "the file ends".to_owned()),
+            // The device cannot read its sector.
+            _ if source.raw_os_error() == Some(EIO) => self.corrupt(offset, source.to_string()),
+            _ => self.failed(source),
+        })?;
         let found = crc32fast::hash(block);
         if found == recorded {
             return Ok(());

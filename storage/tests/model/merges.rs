@@ -43,7 +43,7 @@ pub(super) fn expire(world: &mut World) -> bool {
     let is_closed = |source: &&Source| !matches!(source, Source::Chunk(chunk) if chunk.id == open);
     let sources: Vec<_> = view.sources().expect("reads").iter().filter(is_closed).cloned().collect();
     let covered = covered_seq(&view).expect("reads");
-    match choose_expired(&sources, view.state().events_from_ms, covered) {
+    match choose_expired(&sources, view.state().events_from_ms, covered, i64::MAX) {
         None => {
             let Some(segment) = choose_erasure(&view, &world.files, covered).expect("reads") else { return false };
             assert!(merge(world, &[record::Segment::clone(&segment)]));
