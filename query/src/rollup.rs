@@ -1,6 +1,7 @@
 //! A rollup as a table: a row a bucket and group, merged over all shards of one cut.
 
 pub mod define;
+pub mod statement;
 
 use std::sync::Arc;
 

@@ -22,7 +22,10 @@ use prost::Message;
 
 use crate::{
     Engine, Options,
-    rollup::define::{self, DefineError, Statement},
+    rollup::{
+        define::{self, DefineError},
+        statement::Statement,
+    },
 };
 
 pub(crate) const KEYSPACE: Keyspace = Keyspace(1);

@@ -7,7 +7,10 @@ use datafusion::prelude::SessionContext;
 use galoo_pg::{SqlBackend, SqlError};
 use galoo_query::{
     Engine,
-    rollup::define::{self, DefineError, Statement},
+    rollup::{
+        define::{self, DefineError},
+        statement::Statement,
+    },
 };
 
 use crate::node::{Node, NodeError};

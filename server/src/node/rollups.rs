@@ -74,7 +74,7 @@ impl Node {
             };
             for view in &views {
                 status.events += view.state().last_seq;
-                status.covered += cover::covered(view, RollupId(rollup.id))?;
+                status.covered += cover::mark(view, RollupId(rollup.id))?;
             }
             told.rollups.push(status);
         }

@@ -8,7 +8,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use galoo_proto::{ChunkId, Hlc, SegmentId, Seq, record};
+use galoo_proto::{ChunkId, Hlc, RollupId, SegmentId, Seq, record};
 use prost::Message;
 
 use crate::{
@@ -43,7 +43,7 @@ fn next_from(retention_ms: u64, from_ms: i64, oldest_ms: Option<i64>, now: Hlc) 
 pub fn covered_seq(view: &View) -> Result<u64> {
     let mut covered = u64::MAX;
     for one in view.rollups()? {
-        covered = covered.min(rollup::cover::mark(view.reader(), view.keyspace(), galoo_proto::RollupId(one.id))?);
+        covered = covered.min(rollup::cover::mark(view, RollupId(one.id))?);
     }
     Ok(covered)
 }

@@ -37,23 +37,22 @@ impl Cover {
     }
 }
 
-/// Reads a rollup's mark: its cells hold exactly the events with a seq at or below it.
-pub fn mark(reader: &dyn Reader, keyspace: Keyspace, rollup: RollupId) -> Result<u64> {
+/// Reads a rollup's mark in a shard: its cells hold exactly the events with a seq at or below it.
+pub fn mark(view: &View, rollup: RollupId) -> Result<u64> {
+    read_mark(view.reader(), view.keyspace(), rollup)
+}
+
+fn read_mark(reader: &dyn Reader, keyspace: Keyspace, rollup: RollupId) -> Result<u64> {
     let Some(bytes) = reader.get(Family::Rollups, &key::rollup_mark(keyspace, rollup))? else { return Ok(0) };
     let bytes: [u8; 8] = bytes.try_into().map_err(|_| Error::row("rollup mark", "not 8 bytes"))?;
     Ok(u64::from_be_bytes(bytes))
-}
-
-/// Returns how many of a shard's events are in a rollup's cells.
-pub fn covered(view: &View, rollup: RollupId) -> Result<u64> {
-    mark(view.reader(), view.keyspace(), rollup)
 }
 
 /// Folds the first chunk or segment behind the rollup's mark that will not grow, and adds the cells that are there.
 ///
 /// Returns `None` when there is none. Nothing is written: see [`commit`].
 pub fn prepare(view: &View, definition: &Definition) -> Result<Option<Cover>> {
-    let mark = mark(view.reader(), view.keyspace(), definition.id)?;
+    let mark = mark(view, definition.id)?;
     let behind = view.sources_behind(Seq(mark))?;
     let Some(source) = behind.iter().find(|source| !view.grows(source)) else { return Ok(None) };
     let through = source.last_seq().0;
@@ -151,7 +150,7 @@ pub fn commit(engine: &Arc<dyn Engine>, keyspace: Keyspace, cover: Cover) -> Res
     let defined = engine.get(Family::Meta, &key::rollup(keyspace, rollup))?.is_some();
     let state = shard::read_state(engine.as_ref(), keyspace)?.unwrap_or_default();
     let is_stale = erased.is_some_and(|erased| state.erased_hlc != erased.0);
-    if !defined || mark(engine.as_ref(), keyspace, rollup)? != expected || is_stale {
+    if !defined || read_mark(engine.as_ref(), keyspace, rollup)? != expected || is_stale {
         return Ok(false);
     }
     assert!(through > expected, "INV-S6: the mark of {rollup} moves from {expected} to {through}");

@@ -46,7 +46,7 @@ impl Merged {
         let mut cells: HashMap<Vec<u8>, Cell> = HashMap::new();
         let (mut marks, mut read, mut memory_bytes) = (Vec::with_capacity(views.len()), 0, 0);
         for view in views {
-            marks.push(mark(view.reader(), view.keyspace(), definition.id)?);
+            marks.push(mark(view, definition.id)?);
             let range = slice.keys(view);
             let mut rows = view.reader().rows(Family::Rollups, &range.start..&range.end, Direction::Forward)?;
             while let Some((key, value)) = rows.next()? {
@@ -126,7 +126,7 @@ impl Merged {
     pub(super) fn is_far_behind(&self, views: &[View]) -> Result<bool> {
         let mut events = 0;
         for (mine, view) in self.marks.iter().zip(views) {
-            let stored = mark(view.reader(), view.keyspace(), self.slice.definition.id)?;
+            let stored = mark(view, self.slice.definition.id)?;
             let is_covered = |source: &Source| source.gone() > 0 && source.first_seq().0 <= stored;
             if *mine < stored && view.sources_behind(Seq(*mine))?.iter().any(is_covered) {
                 return Ok(true);

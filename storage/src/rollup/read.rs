@@ -17,7 +17,6 @@ use galoo_proto::Seq;
 use super::{
     Definition,
     accumulator::SumTooLarge,
-    bound::{Cells, bound},
     cache::RollupCache,
     cell::{Cell, Value, bucket_bytes, bucket_of, groups_of, is_other, is_sum},
     cover::mark,
@@ -102,11 +101,6 @@ impl<'a> RollupRow<'a> {
     pub fn is_other(&self) -> bool {
         is_other(self.place)
     }
-
-    /// Its events.
-    pub fn events(&self) -> u64 {
-        self.cell.events
-    }
 }
 
 /// Rows of a slice over one cut of its shards, by place (player's token, bucket, groups; `other` behind the groups).
@@ -131,9 +125,9 @@ impl RollupRows {
     #[expect(clippy::should_implement_trait, reason = "a row borrows from the rows")]
     pub fn next(&mut self) -> Result<Option<RollupRow<'_>>> {
         let row = match self.definition.groups_max {
-            Some(groups_max) => {
+            Some(_) => {
                 if self.bucket.as_slice().is_empty() {
-                    self.bucket = self.cells.next_bucket(groups_max)?.into_iter();
+                    self.bucket = self.cells.next_bucket(&self.definition)?.into_iter();
                 }
                 match self.bucket.next() {
                     Some(made) => {
@@ -194,8 +188,8 @@ impl CellRows {
     }
 
     /// Returns the cells of the next bucket, bounded; none at the end.
-    fn next_bucket(&mut self, groups_max: usize) -> Result<Vec<(Vec<u8>, Cell)>> {
-        let (mut cells, mut made) = (Cells::new(), (Vec::new(), Cell::new(&[])));
+    fn next_bucket(&mut self, definition: &Definition) -> Result<Vec<(Vec<u8>, Cell)>> {
+        let (mut cells, mut made) = (Partial::default(), (Vec::new(), Cell::new(&[])));
         // A bucket's sum is its last cell, and every bucket has one.
         while let Some((place, cell)) = self.next(&mut made)? {
             if is_sum(place) {
@@ -203,10 +197,8 @@ impl CellRows {
             }
             cells.insert(place.to_vec(), cell.clone());
         }
-        bound(&mut cells, groups_max);
-        let mut rows: Vec<_> = cells.into_iter().collect();
-        rows.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
-        Ok(rows)
+        cells.bound(definition);
+        Ok(cells.into_sorted())
     }
 }
 
@@ -291,7 +283,7 @@ impl Streamed {
         let mut streamed = Self { definition, inputs: Vec::new(), heads: BinaryHeap::new() };
         for view in views {
             streamed.add(InputCells::Stored(CellPages::new(view, slice)))?;
-            let mark = mark(view.reader(), view.keyspace(), slice.definition.id)?;
+            let mark = mark(view, slice.definition.id)?;
             let mut behind = Partial::default();
             slice.fold_behind(&mut behind, view, mark, cache)?;
             streamed.add(InputCells::Folded(behind.into_sorted().into_iter()))?;

@@ -142,7 +142,7 @@ mod tests {
         rollup::Rollup,
         value::Event,
     };
-    use galoo_query::rollup::define;
+    use galoo_query::rollup::{define, statement::Options};
     use galoo_storage::{
         engine::{Direction, Engine, Family, WriteBatch, memory::MemoryEngine},
         key,
@@ -220,8 +220,7 @@ mod tests {
         let events = (0..100).map(event).collect();
         let range = Some(TokenRange::FULL.into());
         apply(&mut shard, Body::Append(AppendEvents { range, batch: None, events, properties: Vec::new() }));
-        let planned =
-            define::plan(&game.game(), ROLLUP, ROLLUP_SELECT, &define::Options::default()).await.expect("a rollup");
+        let planned = define::plan(&game.game(), ROLLUP, ROLLUP_SELECT, &Options::default()).await.expect("a rollup");
         let rollup = Rollup { id: PER_HOUR.0, ..planned };
         let definition = Definition::parse(&rollup).expect("valid");
         apply(&mut shard, Body::DefineRollup(rollup));
