@@ -240,7 +240,7 @@ async fn cover_next(
         let view = view.clone();
         let started = Instant::now();
         let Some(cover) = spawn_blocking(move || cover::prepare(&view, &definition)).await?? else { continue };
-        let (engine, through, cells) = (node.engine().clone(), cover.through, cover.cells());
+        let (engine, through, cells) = (node.engine().clone(), cover.to.seq, cover.cells());
         let committed = node.commit(shard, keyspace, move || cover::commit(&engine, keyspace, cover)).await?;
         debug!(%shard, rollup = rollup.name, through, cells, committed, took = ?started.elapsed(), "covered");
         covered |= committed;

@@ -1,7 +1,7 @@
 //! Rollups: aggregates over a shard's events by time bucket and groups, kept as events are compacted.
 //!
-//! A rollup's **mark** is the seq up to which its cells hold the shard's events: exactly those at or below it (INV-S6).
-//! [`cover`] moves it: it folds one sealed chunk or segment into a [`partial::Partial`] off the thread that applies, adds
+//! A rollup's **mark** is the seq up to which its cells hold the shard's events: exactly those at or below it (INV-S6), but for
+//! players who were forgotten and taken out again ([`settle`]). [`cover`] moves it: it folds one sealed chunk or segment into a [`partial::Partial`] off the thread that applies, adds
 //! the cells that are there, and writes cells and mark in one batch. Sources are covered in order of seq, so that one
 //! number says all; a new rollup starts at 0 and is filled from the oldest segment on, and answers rightly meanwhile.
 //!
@@ -18,15 +18,18 @@ pub mod accumulator;
 mod bound;
 pub mod cache;
 pub mod cell;
+mod counted;
 pub mod cover;
 pub mod definition;
 mod distinct;
 mod exact_sum;
+pub mod mark;
 mod merged;
 pub mod partial;
 mod predicate;
 pub mod quantiles;
 pub mod read;
+pub mod settle;
 pub mod verify;
 
 pub use self::definition::{

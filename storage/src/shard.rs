@@ -45,9 +45,9 @@ use crate::{
 };
 
 /// The newest format of [`galoo_proto::command::Command`] and of the shard state that this version knows.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 /// The oldest format of the shard state that this version reads: before it, rollups had no tiers.
-const FORMAT_VERSION_MIN: u32 = 4;
+const FORMAT_VERSION_MIN: u32 = 5;
 
 /// Bytes that entries leave to write at which they are written, if need be between two commands of an entry: deletions and
 /// changes of lists leave far more than they bring.

@@ -19,7 +19,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use galoo_proto::{ChunkId, Hlc, Keyspace, Seq, ShardId, record, rollup::Rollup, value::FamilyDefinition};
+use galoo_proto::{ChunkId, Hlc, Keyspace, RollupId, Seq, ShardId, record, rollup::Rollup, value::FamilyDefinition};
 use prost::Message;
 
 pub use self::{
@@ -42,7 +42,6 @@ use crate::{
     erasure::Erasures,
     key,
     properties::Kinds,
-    rollup::Definition,
     segment::SegmentFiles,
     shard,
 };
@@ -242,18 +241,9 @@ impl View {
         Hlc(self.state.hlc)
     }
 
-    /// Reads the events that a rollup counts: also those that were dropped or hidden since it was made, as long as they are
-    /// there; but nothing of a forgotten player where it names players.
-    pub(crate) fn for_rollup(&self, definition: &Definition) -> Result<Self> {
-        let known = self.reader.get(Family::Meta, &key::rollup(self.keyspace, definition.id))?;
-        // The shard may not have been told yet: then it will count from here on.
-        let Some(known) = known else { return Ok(self.clone()) };
-        let rollup = Rollup::decode(known.as_slice()).map_err(|error| Error::row("rollup", error))?;
-        let mut hidden = self.erasures()?;
-        if !hidden.is_empty() && !definition.groups_by_player() {
-            hidden = Arc::new(hidden.before(Hlc(rollup.defined_hlc)));
-        }
-        Ok(Self { from_ms: rollup.events_from_ms, hidden: Some(hidden), ..self.clone() })
+    /// Reads the events from a time on, as far as they are stored, but for these.
+    pub(crate) fn reading(&self, from_ms: i64, hidden: Arc<Erasures>) -> Self {
+        Self { from_ms, hidden: Some(hidden), ..self.clone() }
     }
 
     /// Forgotten players of whom the shard may still hold events.
@@ -331,6 +321,13 @@ impl View {
     pub(crate) fn grows(&self, source: &Source) -> bool {
         let open = self.state.open.map_or(0, |open| open.id);
         matches!(source, Source::Chunk(chunk) if chunk.id == open)
+    }
+
+    /// The definition of a rollup, as the shard was told.
+    pub(crate) fn rollup(&self, id: RollupId) -> Result<Option<Rollup>> {
+        let known = self.reader.get(Family::Meta, &key::rollup(self.keyspace, id))?;
+        let rollup = known.map(|row| Rollup::decode(row.as_slice())).transpose();
+        rollup.map_err(|error| Error::row("rollup", error))
     }
 
     /// Definitions of the shard's rollups, by id.

@@ -72,10 +72,10 @@ enum Step {
     Expire,
     /// Forgets a player.
     Forget { player: u8 },
-    /// Defines a rollup.
-    Define,
-    /// Drops a rollup.
-    Drop(u64),
+    /// Defines a rollup of this kind.
+    Define(u64),
+    /// Drops a rollup by its place.
+    Drop(usize),
     /// Covers the next source of every rollup.
     Cover,
     /// Flushes the engine.
@@ -97,9 +97,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0i64..40).prop_map(Step::DropBefore),
         1 => (0u8..4).prop_map(|player| Step::Forget { player }),
         3 => Just(Step::Expire),
-        2 => Just(Step::Define),
-        1 => (1u64..4).prop_map(Step::Drop),
-        2 => Just(Step::Cover),
+        2 => (0..rollups::KINDS).prop_map(Step::Define),
+        1 => (0usize..3).prop_map(Step::Drop),
+        3 => Just(Step::Cover),
         1 => Just(Step::Flush),
         1 => Just(Step::Crash),
     ]
@@ -140,6 +140,23 @@ fn int(value: i64) -> Value {
     Value { kind: Some(Kind::Int(value)) }
 }
 
+/// A player who was forgotten.
+#[derive(Clone, Debug, PartialEq)]
+struct Forgotten {
+    hlc: u64,
+    player: String,
+    /// The last event that is hidden.
+    through: u64,
+    /// Events before had been dropped by then.
+    dropped_ms: i64,
+}
+
+impl Forgotten {
+    fn hides(&self, seq: u64, event: &Event) -> bool {
+        seq <= self.through && self.player == event.player_id
+    }
+}
+
 /// What a shard must hold.
 #[derive(Clone, Default)]
 struct Model {
@@ -149,8 +166,8 @@ struct Model {
     rollups: rollups::Live,
     /// Events before are not read any more.
     from_ms: i64,
-    /// Players who were forgotten, with the last event that is hidden.
-    forgotten: BTreeMap<String, u64>,
+    /// Players who were forgotten, in the order of the commands.
+    forgotten: Vec<Forgotten>,
     /// Rollups that were ever defined: a number is never used again.
     defined: u64,
 }
@@ -159,8 +176,7 @@ impl Model {
     /// The events that are read, with their sequence numbers.
     fn readable(&self) -> Vec<(u64, Event)> {
         let all = (1..).zip(self.events.iter().cloned());
-        let is_hidden =
-            |seq: u64, event: &Event| self.forgotten.get(&event.player_id).is_some_and(|through| seq <= *through);
+        let is_hidden = |seq: u64, event: &Event| self.forgotten.iter().any(|one| one.hides(seq, event));
         all.filter(|(seq, event)| event.event_time_ms >= self.from_ms && !is_hidden(*seq, event)).collect()
     }
 }
@@ -371,6 +387,20 @@ fn check_reads(view: &View, events: &[(u64, Event)]) {
     scans::check(view, events);
 }
 
+fn forget(world: &mut World, model: &mut Model, player: &str) {
+    let (range, player_id) = (Some(TokenRange::FULL.into()), player.to_owned());
+    let outcome = world.apply(Body::ForgetPlayer(ForgetPlayer { range, player_id }));
+    let Some(outcome::Result::PlayerForgotten(forgotten)) = outcome.result else { panic!("{outcome:?}") };
+    assert_eq!(forgotten.through_seq, model.events.len() as u64);
+    let (hlc, player, through) = (forgotten.hlc, player.to_owned(), forgotten.through_seq);
+    model.forgotten.push(Forgotten { hlc, player, through, dropped_ms: model.from_ms });
+}
+
+fn define(world: &mut World, model: &mut Model, id: u64) {
+    world.apply(Body::DefineRollup(rollups::definition(id)));
+    model.rollups.insert(id, rollups::Counts { from_ms: model.from_ms, forgotten: model.forgotten.len() });
+}
+
 fn run(steps: &[Step], world: &mut World) -> Model {
     let mut model = Model::default();
     let mut sent: Vec<(Option<u64>, Vec<Event>)> = Vec::new();
@@ -477,20 +507,18 @@ fn run(steps: &[Step], world: &mut World) -> Model {
             }
             Step::Forget { player } => {
                 let player_id = format!("p{player}");
-                let range = Some(TokenRange::FULL.into());
-                world.apply(Body::ForgetPlayer(ForgetPlayer { range, player_id: player_id.clone() }));
+                forget(world, &mut model, &player_id);
                 model.counters.remove(&player_id);
-                model.forgotten.insert(player_id, model.events.len() as u64);
             }
-            Step::Define => {
+            Step::Define(kind) => {
                 model.defined += 1;
-                world.apply(Body::DefineRollup(rollups::definition(model.defined)));
-                let counts = rollups::Counts { from_ms: model.from_ms, forgotten: model.forgotten.clone() };
-                model.rollups.insert(model.defined, counts);
+                let id = model.defined * rollups::KINDS + kind;
+                define(world, &mut model, id);
             }
-            Step::Drop(id) => {
-                world.apply(Body::DropRollup(DropRollup { id: *id }));
-                model.rollups.remove(id);
+            Step::Drop(place) => {
+                let id = model.rollups.keys().nth(*place).copied().unwrap_or(rollups::KINDS);
+                world.apply(Body::DropRollup(DropRollup { id }));
+                model.rollups.remove(&id);
             }
             Step::Cover if world.log.is_empty() => {}
             Step::Cover => rollups::cover_all(&world.view(), &world.engine, &model.rollups),

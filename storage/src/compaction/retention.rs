@@ -14,7 +14,8 @@ use prost::Message;
 use crate::{
     Result,
     engine::{Engine, Family, WriteBatch},
-    key, rollup,
+    key,
+    rollup::{mark::Mark, settle},
     segment::{FORMAT_VERSION, Kept},
     view::{Source, View},
 };
@@ -39,11 +40,15 @@ fn next_from(retention_ms: u64, from_ms: i64, oldest_ms: Option<i64>, now: Hlc) 
     (to_ms >= from_ms.saturating_add(step_ms) && oldest_ms? < to_ms).then_some(to_ms)
 }
 
-/// Returns the seq up to which every rollup of the shard holds its events in cells.
+/// Returns the seq up to which every rollup of the shard holds its events in cells; 0 while one owes that a forgotten player
+/// is taken out, for which the events are needed.
 pub fn covered_seq(view: &View) -> Result<u64> {
+    if settle::is_owed(view)? {
+        return Ok(0);
+    }
     let mut covered = u64::MAX;
     for one in view.rollups()? {
-        covered = covered.min(rollup::cover::mark(view, RollupId(one.id))?);
+        covered = covered.min(Mark::of(view, RollupId(one.id))?.seq);
     }
     Ok(covered)
 }

@@ -225,6 +225,33 @@ impl Accumulator {
         }
     }
 
+    /// Takes out what is kept of the same part of some of its events; returns false, and has changed, when it does not hold
+    /// them, or when it is none of what can be taken out.
+    pub(super) fn subtract(&mut self, other: &Self) -> bool {
+        fn less(count: &mut u64, out: u64) -> bool {
+            let rest = count.checked_sub(out);
+            *count = rest.unwrap_or(0);
+            rest.is_some()
+        }
+        match (self, other) {
+            (Self::Count(count), Self::Count(out)) => less(count, *out),
+            (Self::IntSum(count, sum), Self::IntSum(out, taken)) => {
+                *sum -= taken;
+                less(count, *out)
+            }
+            (Self::FloatSum(count, FloatSum(sum)), Self::FloatSum(out, FloatSum(taken))) => {
+                sum.subtract(taken);
+                less(count, *out)
+            }
+            (Self::Quantiles(values), Self::Quantiles(out)) => values.subtract(out),
+            (Self::Hash(sum), Self::Hash(out)) => {
+                *sum = sum.wrapping_sub(*out);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Bytes that it takes beside its own, about.
     pub(super) fn heap_bytes(&self) -> usize {
         match self {

@@ -10,13 +10,20 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use galoo_proto::{Hlc, Keyspace, RollupId};
+use galoo_proto::{Keyspace, RollupId};
 
-use super::{Definition, merged::Merged, partial::Partial, read::Slice};
+use super::{
+    Definition,
+    counted::{Counted, Counts},
+    merged::Merged,
+    partial::Partial,
+    read::Slice,
+};
 use crate::{
     Result,
+    erasure::ALWAYS,
     lru::Lru,
-    view::{Source, View},
+    view::{EventFilter, Source},
 };
 
 /// An entry's share of the bound beside its cells, so that their number is bounded too.
@@ -37,15 +44,15 @@ impl Default for Limits {
     }
 }
 
-/// A shard's content: a keyspace is never used for another, but that players are forgotten, up to this time.
-type Content = (Keyspace, Hlc);
+/// The events that count of a shard: a keyspace is never used for another.
+type Content = (Keyspace, Counts);
 /// A partial's source: its shard, the rollup, and the first seq that is in it.
 type PartialKey = (Content, RollupId, u64);
 /// A rollup's tier over these shards.
 type MergedKey = (RollupId, usize, Vec<Content>);
 
-fn content(view: &View) -> Content {
-    (view.keyspace(), view.erased())
+fn content(shard: &Counted) -> Content {
+    (shard.view.keyspace(), shard.counts)
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -120,11 +127,11 @@ impl RollupCache {
     pub(super) fn partial(
         &self,
         definition: &Definition,
-        view: &View,
+        shard: &Counted,
         source: &Source,
         from: u64,
     ) -> Result<Arc<Partial>> {
-        let (key, last) = (Key::Partial((content(view), definition.id, from)), source.last_seq().0);
+        let (key, last) = (Key::Partial((content(shard), definition.id, from)), source.last_seq().0);
         let (through, known) = match self.get(&key) {
             Some(Value::Partial(through, known)) if through <= last => (through, known),
             _ => (from - 1, Arc::default()),
@@ -133,7 +140,8 @@ impl RollupCache {
             return Ok(known);
         }
         let mut partial = Partial::clone(&known);
-        partial.fold(definition, view, source, through + 1..=last, i64::MIN..i64::MAX)?;
+        let filter = EventFilter { seqs: through + 1..=last, time_ms: ALWAYS, ..EventFilter::default() };
+        partial.fold(definition, &shard.events, source, filter)?;
         let partial = Arc::new(partial);
         let is_newer = |there: &Value| matches!(there, Value::Partial(through, _) if *through >= last);
         self.put(key, Value::Partial(last, partial.clone()), is_newer);
@@ -144,11 +152,11 @@ impl RollupCache {
     ///
     /// Only what will still grow is left behind the marks. `None` if there are too many cells to keep, or if a view is
     /// older than what is kept: then the rollup is streamed.
-    pub(super) fn merged(&self, slice: &Slice, views: &[View]) -> Result<Option<Arc<Merged>>> {
-        let key = Key::Merged((slice.definition.id, slice.tier, views.iter().map(content).collect()));
+    pub(super) fn merged(&self, slice: &Slice, shards: &[Counted]) -> Result<Option<Arc<Merged>>> {
+        let key = Key::Merged((slice.definition.id, slice.tier, shards.iter().map(content).collect()));
         let (mut buckets_ms, mut known) = (slice.buckets_ms.clone(), None);
         match self.get(&key) {
-            Some(Value::Merged(merged)) if !merged.is_reached_by(views) => return Ok(None),
+            Some(Value::Merged(merged)) if !merged.is_reached_by(shards) => return Ok(None),
             Some(Value::Merged(merged)) if merged.holds(&buckets_ms) => known = Some(merged),
             // Whoever asked for the other buckets will ask again.
             Some(Value::Merged(merged)) => buckets_ms = merged.with_buckets(&buckets_ms),
@@ -158,19 +166,19 @@ impl RollupCache {
             Some(Value::TooLarge(_) | Value::Partial(..)) | None => {}
         }
         if let Some(merged) = &known
-            && merged.is_complete(views)?
+            && merged.is_complete(shards)?
         {
             return Ok(known);
         }
         let merged = match known {
-            Some(merged) if !merged.is_far_behind(views)? => Some(Merged::clone(&merged)),
+            Some(merged) if !merged.is_far_behind(shards)? => Some(Merged::clone(&merged)),
             _ => {
                 let wider = Slice { buckets_ms: buckets_ms.clone(), ..slice.clone() };
-                Merged::read(wider, views, self.merged_bytes_max)?
+                Merged::read(wider, shards, self.merged_bytes_max)?
             }
         };
         let merged = match merged {
-            Some(merged) => merged.advance(views, self, self.merged_bytes_max)?.map(Arc::new),
+            Some(merged) => merged.advance(shards, self, self.merged_bytes_max)?.map(Arc::new),
             None => None,
         };
         let is_newer = |there: &Value| match (there, &merged) {

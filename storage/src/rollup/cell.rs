@@ -140,6 +140,13 @@ impl Cell {
         self.parts.iter_mut().zip(&other.parts).for_each(|(mine, more)| mine.merge(more));
     }
 
+    /// Takes out a cell of some of its events; returns false, and has changed, when it does not hold them.
+    pub(super) fn subtract(&mut self, other: &Self) -> bool {
+        let Some(events) = self.events.checked_sub(other.events) else { return false };
+        self.events = events;
+        self.parts.iter_mut().zip(&other.parts).all(|(mine, out)| mine.subtract(out))
+    }
+
     /// Adds an encoded cell of the same place.
     pub(super) fn merge_encoded(&mut self, parts: &[Part], bytes: &[u8]) -> Result<()> {
         self.merge(&Self::decode(parts, bytes)?);

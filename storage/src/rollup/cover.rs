@@ -1,66 +1,84 @@
 //! Covering: the next source behind a rollup's mark goes into its cells.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+    sync::Arc,
+};
 
 use galoo_proto::{Hlc, Keyspace, RollupId, Seq};
 
 use super::{
     Definition,
     bound::{Cells, add, surplus},
-    cell::{BUCKET_BYTES, Cell, other_place},
+    cell::{BUCKET_BYTES, Cell, bucket_bytes, other_place},
+    counted::Counted,
+    mark::Mark,
     partial::Partial,
+    settle::{self, Changes},
 };
 use crate::{
-    Error, Result,
-    engine::{Direction, Engine, Family, Reader, WriteBatch},
+    Result,
+    engine::{Direction, Engine, Family, WriteBatch},
+    erasure::ALWAYS,
     key, shard,
-    view::View,
+    view::{EventFilter, View},
 };
 
 /// Cells to write, made from one view, and the mark that they were made at.
 #[derive(Clone, Debug)]
 pub struct Cover {
     rollup: RollupId,
-    mark: u64,
-    /// Of a rollup that names players: up to when those who were forgotten are left out. What another counts does not change.
+    mark: Mark,
+    /// Of a rollup that names players: up to when those who were forgotten are left out. What another counts its mark says.
     erased: Option<Hlc>,
     /// The mark behind it.
-    pub through: u64,
+    pub to: Mark,
     /// Keys with what is put there, or nothing where a cell goes.
     cells: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
 impl Cover {
+    pub(super) fn new(definition: &Definition, view: &View, mark: Mark, to: Mark, changes: Changes) -> Self {
+        let cells = changes.into_iter().map(|(key, cell)| (key, cell.map(|cell| cell.encode()))).collect();
+        let erased = definition.groups_by_player().then(|| view.erased());
+        Self { rollup: definition.id, mark, erased, to, cells }
+    }
+
     /// Cells that it writes.
     pub fn cells(&self) -> usize {
         self.cells.len()
     }
 }
 
-/// Reads a rollup's mark in a shard: its cells hold exactly the events with a seq at or below it.
-pub fn mark(view: &View, rollup: RollupId) -> Result<u64> {
-    read_mark(view.reader(), view.keyspace(), rollup)
-}
-
-fn read_mark(reader: &dyn Reader, keyspace: Keyspace, rollup: RollupId) -> Result<u64> {
-    let Some(bytes) = reader.get(Family::Rollups, &key::rollup_mark(keyspace, rollup))? else { return Ok(0) };
-    let bytes: [u8; 8] = bytes.try_into().map_err(|_| Error::row("rollup mark", "not 8 bytes"))?;
-    Ok(u64::from_be_bytes(bytes))
-}
-
-/// Folds the first chunk or segment behind the rollup's mark that will not grow, and adds the cells that are there.
+/// Works out what is next for a rollup's cells: it settles what it owes ([`settle`]), or folds the first chunk or segment behind
+/// its mark that will not grow, and adds the cells that are there.
 ///
-/// Returns `None` when there is none. Nothing is written: see [`commit`].
+/// Returns `None` when there is nothing to do. Nothing is written: see [`commit`].
 pub fn prepare(view: &View, definition: &Definition) -> Result<Option<Cover>> {
-    let mark = mark(view, definition.id)?;
-    let behind = view.sources_behind(Seq(mark))?;
+    prepare_within(view, definition, settle::PIECE_CELLS)
+}
+
+/// As [`prepare`], with another bound on what is settled at a time.
+pub fn prepare_within(view: &View, definition: &Definition, piece_cells: usize) -> Result<Option<Cover>> {
+    let shard = Counted::open(view, definition)?;
+    match settle::prepare(&shard, definition, piece_cells)? {
+        Some(cover) => Ok(Some(cover)),
+        None => cover_next(&shard, definition),
+    }
+}
+
+fn cover_next(shard: &Counted, definition: &Definition) -> Result<Option<Cover>> {
+    let (view, mark) = (&shard.view, shard.mark);
+    let behind = view.sources_behind(Seq(mark.seq))?;
     let Some(source) = behind.iter().find(|source| !view.grows(source)) else { return Ok(None) };
     let through = source.last_seq().0;
     let mut partial = Partial::default();
-    partial.fold(definition, view, source, mark + 1..=through, i64::MIN..i64::MAX)?;
-    let mut cells = Vec::new();
+    let filter = EventFilter { seqs: mark.seq + 1..=through, time_ms: ALWAYS, ..EventFilter::default() };
+    partial.fold(definition, &shard.events, source, filter)?;
+    let mut changes = HashMap::new();
     for tier in 0..definition.tiers.len() {
-        let stored = Stored { view, definition, prefix: definition.cells(view.keyspace(), tier).start };
+        let stored = Stored::of(view, definition, tier);
         let mut changed = Cells::new();
         for (place, cell) in partial.of_tier(definition, tier).cells() {
             let mut cell = cell.clone();
@@ -73,34 +91,46 @@ pub fn prepare(view: &View, definition: &Definition) -> Result<Option<Cover>> {
             Some(groups_max) => stored.bound(&mut changed, groups_max)?,
             None => Vec::new(),
         };
-        cells.extend(changed.into_iter().map(|(place, cell)| (stored.key(&place), Some(cell.encode()))));
-        cells.extend(gone.into_iter().map(|place| (stored.key(&place), None)));
+        changes.extend(changed.into_iter().map(|(place, cell)| (stored.key(&place), Some(cell))));
+        changes.extend(gone.into_iter().map(|place| (stored.key(&place), None)));
     }
-    let erased = definition.groups_by_player().then(|| view.erased());
-    Ok(Some(Cover { rollup: definition.id, mark, erased, through, cells }))
+    Ok(Some(Cover::new(definition, view, mark, Mark { seq: through, ..mark }, changes)))
 }
 
 /// A tier's cells that are there.
-struct Stored<'a> {
+pub(super) struct Stored<'a> {
     view: &'a View,
     definition: &'a Definition,
     /// Before a place in its key.
     prefix: Vec<u8>,
 }
 
-impl Stored<'_> {
-    fn key(&self, place: &[u8]) -> Vec<u8> {
+impl<'a> Stored<'a> {
+    pub(super) fn of(view: &'a View, definition: &'a Definition, tier: usize) -> Self {
+        Self { view, definition, prefix: definition.cells(view.keyspace(), tier).start }
+    }
+
+    pub(super) fn key(&self, place: &[u8]) -> Vec<u8> {
         [self.prefix.as_slice(), place].concat()
     }
 
-    fn cell(&self, place: &[u8]) -> Result<Option<Cell>> {
+    pub(super) fn cell(&self, place: &[u8]) -> Result<Option<Cell>> {
         let bytes = self.view.reader().get(Family::Rollups, &self.key(place))?;
         bytes.map(|bytes| Cell::decode(self.definition.parts_at(place), &bytes)).transpose()
     }
 
-    /// Places of the bucket of a place.
+    /// Places of a bucket.
     fn places(&self, bucket: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let range = key::prefix_range(self.key(bucket));
+        self.places_in(&key::prefix_range(self.key(bucket)))
+    }
+
+    /// Places of the buckets that begin at these times. The rollup does not group by player.
+    pub(super) fn places_between(&self, start_ms: i64, end_ms: i64) -> Result<Vec<Vec<u8>>> {
+        let at = |bucket_ms: i64| [self.prefix.as_slice(), &[0; 8], &bucket_bytes(bucket_ms)].concat();
+        self.places_in(&(at(start_ms)..at(end_ms)))
+    }
+
+    fn places_in(&self, range: &Range<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
         let mut rows = self.view.reader().rows(Family::Rollups, &range.start..&range.end, Direction::Forward)?;
         let mut places = Vec::new();
         while let Some((key, _)) = rows.next()? {
@@ -146,14 +176,14 @@ impl Stored<'_> {
 /// Returns false, and changes nothing, when the rollup is gone, its mark has moved, or it names players and one was forgotten
 /// since. Runs on the thread that applies, so that nothing else writes the shard.
 pub fn commit(engine: &Arc<dyn Engine>, keyspace: Keyspace, cover: Cover) -> Result<bool> {
-    let Cover { rollup, mark: expected, erased, through, cells } = cover;
+    let Cover { rollup, mark, erased, to, cells } = cover;
     let defined = engine.get(Family::Meta, &key::rollup(keyspace, rollup))?.is_some();
     let state = shard::read_state(engine.as_ref(), keyspace)?.unwrap_or_default();
     let is_stale = erased.is_some_and(|erased| state.erased_hlc != erased.0);
-    if !defined || read_mark(engine.as_ref(), keyspace, rollup)? != expected || is_stale {
+    if !defined || Mark::read(engine.as_ref(), keyspace, rollup)? != mark || is_stale {
         return Ok(false);
     }
-    assert!(through > expected, "INV-S6: the mark of {rollup} moves from {expected} to {through}");
+    assert!(mark != to && mark.seq <= to.seq, "INV-S6: the mark of {rollup} moves from {mark:?} to {to:?}");
     let mut batch = WriteBatch::default();
     for (key, value) in cells {
         match value {
@@ -161,7 +191,7 @@ pub fn commit(engine: &Arc<dyn Engine>, keyspace: Keyspace, cover: Cover) -> Res
             None => batch.delete(Family::Rollups, key),
         }
     }
-    batch.put(Family::Rollups, key::rollup_mark(keyspace, rollup), through.to_be_bytes().to_vec());
+    batch.put(Family::Rollups, key::rollup_mark(keyspace, rollup), to.encode());
     engine.write(batch)?;
     Ok(true)
 }

@@ -9,12 +9,12 @@ use arrow::{
 use galoo_proto::{
     Keyspace, RollupId, Token,
     limits::{ROLLUP_COLUMNS_MAX, ROLLUP_GROUPS_MAX, ROLLUP_PREDICATES_MAX, ROLLUP_TIERS_MAX},
-    rollup::{self, Field, Function, Rollup, Test, column, group, literal, operand},
+    rollup::{self, Erasure, Field, Function, Rollup, Test, column, group, literal, operand},
     tables::table_name,
 };
 
 use super::cell;
-use crate::{key, properties::ColumnType, view::Column};
+use crate::{Error, key, properties::ColumnType, view::Column};
 
 /// What of an event a rollup looks at.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -146,6 +146,14 @@ pub enum Part {
 }
 
 impl Part {
+    /// Whether events can be taken out of it again.
+    fn subtracts(&self) -> bool {
+        match self {
+            Self::Count(_) | Self::Sum(_) | Self::Quantiles(_) | Self::Hash => true,
+            Self::Min(_) | Self::Max(_) | Self::Players | Self::First(..) | Self::Last(..) => false,
+        }
+    }
+
     /// What of an event it looks at.
     pub(super) fn operand(&self) -> Option<&Operand> {
         match self {
@@ -215,6 +223,8 @@ pub struct Definition {
     pub groups: Vec<Group>,
     /// Of a bucket at most so many groups are kept by themselves.
     pub groups_max: Option<usize>,
+    /// What becomes of a player's part when the player is forgotten.
+    pub erasure: Erasure,
     /// What is shown of a group.
     pub aggregates: Vec<Aggregate>,
     /// The table's columns in order.
@@ -274,6 +284,12 @@ pub enum InvalidRollup {
     /// The bound of groups is out of range.
     #[error("max_groups is {0}; it must be at most {ROLLUP_GROUPS_MAX}")]
     GroupsMax(u64),
+    /// What cannot be taken out again.
+    #[error("erasure = 'subtract': {0} cannot be taken out of what is kept; declare 'recompute' or 'keep'")]
+    Subtract(String),
+    /// A player's own groups go anyhow.
+    #[error("erasure cannot be declared of groups by player_id: those of a forgotten player always go")]
+    ErasureByPlayer,
     /// Groups that follow their player are not bounded.
     #[error("max_groups cannot bound groups by player_id: their cells follow the players")]
     GroupsByPlayer,
@@ -341,8 +357,8 @@ impl Definition {
             })
         };
         let part_places = aggregates.iter().map(|aggregate| aggregate.part().map(&mut place)).collect();
-        let (id, name) = (RollupId(rollup.id), rollup.name.clone());
-        Ok(Self {
+        let (id, name, erasure) = (RollupId(rollup.id), rollup.name.clone(), rollup.erasure());
+        let definition = Self {
             id,
             name,
             tiers,
@@ -350,11 +366,44 @@ impl Definition {
             predicates,
             groups,
             groups_max,
+            erasure,
             aggregates,
             columns,
             parts,
             part_places,
-        })
+        };
+        definition.check_erasure()?;
+        Ok(definition)
+    }
+
+    /// Reads a definition that a shard keeps.
+    pub(crate) fn of_row(rollup: &Rollup) -> Result<Self, Error> {
+        Self::parse(rollup).map_err(|error| Error::row("rollup", error))
+    }
+
+    fn check_erasure(&self) -> Result<(), InvalidRollup> {
+        if self.erasure != Erasure::Keep && self.groups_by_player() {
+            return Err(InvalidRollup::ErasureByPlayer);
+        }
+        if self.erasure != Erasure::Subtract {
+            return Ok(());
+        }
+        if self.groups_max.is_some() {
+            return Err(InvalidRollup::Subtract("what was folded into others, as max_groups does,".to_owned()));
+        }
+        let stays = |shown: &Shown| match shown {
+            Shown::Aggregate(place) => self.aggregates[*place].part().is_some_and(|part| !part.subtracts()),
+            _ => false,
+        };
+        match self.columns.iter().find(|(_, shown)| stays(shown)) {
+            Some((name, _)) => Err(InvalidRollup::Subtract(format!("column {name:?}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The width of the widest buckets, milliseconds.
+    pub(super) fn widest_ms(&self) -> i64 {
+        self.tiers.last().map_or(1, |tier| tier.bucket_ms)
     }
 
     /// Whether the player is one of the groups: such cells follow the player's token.

@@ -67,6 +67,16 @@ impl ExactSum {
         self.count(1);
     }
 
+    /// Takes out another sum.
+    pub(super) fn subtract(&mut self, other: &Self) {
+        let mut other = other.clone();
+        other.carry();
+        for (limb, less) in self.limbs.iter_mut().zip(other.limbs.iter()) {
+            *limb -= less;
+        }
+        self.count(1);
+    }
+
     fn count(&mut self, additions: u32) {
         self.additions += additions;
         if self.additions >= ADDITIONS_MAX {
@@ -200,8 +210,16 @@ mod tests {
             merged.encode(&mut bytes);
             prop_assert_eq!(&bytes, &all);
             let mut rest = bytes.as_slice();
-            prop_assert_eq!(ExactSum::decode(&mut rest), Some(merged));
+            prop_assert_eq!(ExactSum::decode(&mut rest), Some(merged.clone()));
             prop_assert!(rest.is_empty());
+
+            // What was merged is taken out again.
+            let mut part = sum(&values);
+            merged.subtract(&part);
+            part.merge(&merged);
+            let mut bytes = Vec::new();
+            part.encode(&mut bytes);
+            prop_assert_eq!(&bytes, &all);
         }
     }
 }

@@ -13,7 +13,7 @@ use galoo_proto::Seq;
 use super::{
     cache::RollupCache,
     cell::{Cell, bucket_of, cell_bytes},
-    cover::mark,
+    counted::Counted,
     partial::Partial,
     read::Slice,
 };
@@ -21,7 +21,7 @@ use crate::{
     Result,
     engine::{Direction, Family},
     key,
-    view::{Source, View},
+    view::Source,
 };
 
 /// The merged cells of a range of buckets.
@@ -41,12 +41,12 @@ impl Merged {
     /// Reads the cells of these buckets from the store, at its marks.
     ///
     /// Returns `None` when they take more than `bytes_max`.
-    pub(super) fn read(slice: Slice, views: &[View], bytes_max: usize) -> Result<Option<Self>> {
+    pub(super) fn read(slice: Slice, shards: &[Counted], bytes_max: usize) -> Result<Option<Self>> {
         let definition = &slice.definition;
         let mut cells: HashMap<Vec<u8>, Cell> = HashMap::new();
-        let (mut marks, mut read, mut memory_bytes) = (Vec::with_capacity(views.len()), 0, 0);
-        for view in views {
-            marks.push(mark(view, definition.id)?);
+        let (mut marks, mut read, mut memory_bytes) = (Vec::with_capacity(shards.len()), 0, 0);
+        for Counted { view, mark, .. } in shards {
+            marks.push(mark.seq);
             let range = slice.keys(view);
             let mut rows = view.reader().rows(Family::Rollups, &range.start..&range.end, Direction::Forward)?;
             while let Some((key, value)) = rows.next()? {
@@ -100,8 +100,8 @@ impl Merged {
     }
 
     /// Whether every view has all events that are in the cells: an older one must not see them.
-    pub(super) fn is_reached_by(&self, views: &[View]) -> bool {
-        self.marks.iter().zip(views).all(|(mark, view)| *mark <= view.state().last_seq)
+    pub(super) fn is_reached_by(&self, shards: &[Counted]) -> bool {
+        self.marks.iter().zip(shards).all(|(mark, shard)| *mark <= shard.view.state().last_seq)
     }
 
     /// Whether it holds as many buckets and, of some shard, more events.
@@ -110,8 +110,8 @@ impl Merged {
     }
 
     /// Whether all that lies behind the marks will still grow.
-    pub(super) fn is_complete(&self, views: &[View]) -> Result<bool> {
-        for (mark, view) in self.marks.iter().zip(views) {
+    pub(super) fn is_complete(&self, shards: &[Counted]) -> Result<bool> {
+        for (mark, Counted { view, .. }) in self.marks.iter().zip(shards) {
             if view.sources_behind(Seq(*mark))?.iter().any(|source| !view.grows(source)) {
                 return Ok(false);
             }
@@ -123,10 +123,10 @@ impl Merged {
     /// or because that costs less than folding them.
     ///
     /// An event costs about as much to fold as a cell to read.
-    pub(super) fn is_far_behind(&self, views: &[View]) -> Result<bool> {
+    pub(super) fn is_far_behind(&self, shards: &[Counted]) -> Result<bool> {
         let mut events = 0;
-        for (mine, view) in self.marks.iter().zip(views) {
-            let stored = mark(view, self.slice.definition.id)?;
+        for (mine, Counted { view, mark, .. }) in self.marks.iter().zip(shards) {
+            let stored = mark.seq;
             let is_covered = |source: &Source| source.gone() > 0 && source.first_seq().0 <= stored;
             if *mine < stored && view.sources_behind(Seq(*mine))?.iter().any(is_covered) {
                 return Ok(true);
@@ -139,12 +139,13 @@ impl Merged {
     /// Adds all chunks and segments behind the marks that will not grow.
     ///
     /// Returns `None` when the cells take more than `bytes_max` then.
-    pub(super) fn advance(mut self, views: &[View], cache: &RollupCache, bytes_max: usize) -> Result<Option<Self>> {
-        for (shard, view) in views.iter().enumerate() {
-            for source in view.sources_behind(Seq(self.marks[shard]))?.iter().take_while(|source| !view.grows(source)) {
-                let from = source.first_seq().0.max(self.marks[shard] + 1);
-                let partial = cache.partial(&self.slice.definition, view, source, from)?;
-                self.add(shard, &partial, from..source.last_seq().0 + 1);
+    pub(super) fn advance(mut self, shards: &[Counted], cache: &RollupCache, bytes_max: usize) -> Result<Option<Self>> {
+        for (place, shard) in shards.iter().enumerate() {
+            let (view, behind) = (&shard.view, shard.view.sources_behind(Seq(self.marks[place]))?);
+            for source in behind.iter().take_while(|source| !view.grows(source)) {
+                let from = source.first_seq().0.max(self.marks[place] + 1);
+                let partial = cache.partial(&self.slice.definition, shard, source, from)?;
+                self.add(place, &partial, from..source.last_seq().0 + 1);
                 if self.memory_bytes > bytes_max {
                     return Ok(None);
                 }

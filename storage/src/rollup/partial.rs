@@ -1,6 +1,6 @@
 //! Partials: the aggregate of a part of one chunk or segment, in memory, by buckets of the narrowest tier.
 
-use std::{borrow::Cow, collections::HashMap, ops::Range, ops::RangeInclusive, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, StringViewArray},
@@ -208,23 +208,21 @@ impl<'d> Fold<'d> {
 }
 
 impl Partial {
-    /// Adds a source's events with these sequence numbers and times.
+    /// Adds those of a source's events that the rollup counts ([`super::counted`]) and that pass a filter.
     pub(super) fn fold(
         &mut self,
         definition: &Definition,
-        view: &View,
+        counted: &View,
         source: &Source,
-        seqs: RangeInclusive<u64>,
-        time_ms: Range<i64>,
+        filter: EventFilter,
     ) -> Result<()> {
         let fold = Fold::new(definition);
         let columns: Arc<[Column]> = fold.columns.clone().into();
         let event_types = definition.event_types.clone();
-        let filter = Arc::new(EventFilter { seqs, time_ms, event_types, ..EventFilter::default() });
-        let view = view.for_rollup(definition)?;
+        let filter = Arc::new(EventFilter { event_types, ..filter });
         // Bounded now and then, so that more groups than are kept do not pile up.
         let mut bound_at = self.len();
-        for batch in view.source_batches(source, &columns, &filter)? {
+        for batch in counted.source_batches(source, &columns, &filter)? {
             fold.take(&batch?, self)?;
             if let Some(groups_max) = definition.groups_max
                 && self.len() > 2 * bound_at + groups_max

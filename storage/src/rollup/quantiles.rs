@@ -56,6 +56,42 @@ impl Quantiles {
         self.bound();
     }
 
+    /// Takes out the values of another sketch; returns false, and has changed, when it does not hold them.
+    ///
+    /// Of ranges below all that are kept, values are in the lowest that is.
+    pub fn subtract(&mut self, other: &Self) -> bool {
+        let mut left: u64 = 0;
+        for (range, values) in other.0.iter().rev() {
+            let lowest = self.0.first_key_value().map(|(lowest, _)| *lowest);
+            let mut out = *values;
+            match self.0.get_mut(range) {
+                _ if lowest.is_none_or(|lowest| *range < lowest) => left += std::mem::take(&mut out),
+                Some(known) => {
+                    let taken = out.min(*known);
+                    *known -= taken;
+                    out -= taken;
+                    if *known == 0 {
+                        self.0.remove(range);
+                    }
+                }
+                None => {}
+            }
+            if out > 0 {
+                return false;
+            }
+        }
+        while left > 0 {
+            let Some(mut lowest) = self.0.first_entry() else { return false };
+            let taken = left.min(*lowest.get());
+            left -= taken;
+            *lowest.get_mut() -= taken;
+            if *lowest.get() == 0 {
+                lowest.remove();
+            }
+        }
+        true
+    }
+
     fn bound(&mut self) {
         while self.0.len() > RANGES_MAX {
             let Some((_, values)) = self.0.pop_first() else { break };
@@ -170,6 +206,10 @@ mod tests {
             let mut rest = bytes.as_slice();
             prop_assert_eq!(Quantiles::decode(&mut rest), Some(merged.clone()));
             prop_assert!(rest.is_empty());
+            let (mut rest, out) = (merged.clone(), of(values[..cut].iter().copied()));
+            prop_assert!(rest.subtract(&out));
+            prop_assert_eq!(&rest, &of(values[cut..].iter().copied()));
+            prop_assert!(out.0.is_empty() || !rest.subtract(&merged));
             values.sort_by(f64::total_cmp);
             let exact = values[(quantile * (values.len() - 1) as f64) as usize];
             let found = merged.value(quantile).expect("values");

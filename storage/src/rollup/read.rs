@@ -19,7 +19,7 @@ use super::{
     accumulator::SumTooLarge,
     cache::RollupCache,
     cell::{Cell, Value, bucket_bytes, bucket_of, groups_of, is_other, is_sum},
-    cover::mark,
+    counted::Counted,
     merged::Merged,
     partial::Partial,
 };
@@ -61,9 +61,9 @@ impl Slice {
     }
 
     /// Adds what lies behind a shard's mark to `folded`.
-    pub(super) fn fold_behind(&self, folded: &mut Partial, view: &View, mark: u64, cache: &RollupCache) -> Result<()> {
-        for source in view.sources_behind(Seq(mark))? {
-            let partial = cache.partial(&self.definition, view, &source, source.first_seq().0.max(mark + 1))?;
+    fn fold_behind(&self, folded: &mut Partial, shard: &Counted, mark: u64, cache: &RollupCache) -> Result<()> {
+        for source in shard.view.sources_behind(Seq(mark))? {
+            let partial = cache.partial(&self.definition, shard, &source, source.first_seq().0.max(mark + 1))?;
             folded.merge(&partial.of_tier(&self.definition, self.tier), |place| self.holds(place));
         }
         Ok(())
@@ -153,9 +153,10 @@ pub(super) enum CellRows {
 
 impl CellRows {
     pub(super) fn open(views: &[View], slice: &Slice, cache: &RollupCache) -> Result<Self> {
-        Ok(match cache.merged(slice, views)? {
-            Some(merged) => Self::Kept(Kept::open(merged, views, slice, cache)?),
-            None => Self::Streamed(Streamed::open(views, slice, cache)?),
+        let shards = Counted::all(views, &slice.definition)?;
+        Ok(match cache.merged(slice, &shards)? {
+            Some(merged) => Self::Kept(Kept::open(merged, &shards, slice, cache)?),
+            None => Self::Streamed(Streamed::open(&shards, slice, cache)?),
         })
     }
 
@@ -213,10 +214,10 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    fn open(merged: Arc<Merged>, views: &[View], slice: &Slice, cache: &RollupCache) -> Result<Self> {
+    fn open(merged: Arc<Merged>, shards: &[Counted], slice: &Slice, cache: &RollupCache) -> Result<Self> {
         let mut behind = Partial::default();
-        for (mark, view) in merged.marks().iter().zip(views) {
-            slice.fold_behind(&mut behind, view, *mark, cache)?;
+        for (mark, shard) in merged.marks().iter().zip(shards) {
+            slice.fold_behind(&mut behind, shard, *mark, cache)?;
         }
         let positions = merged.positions(slice);
         Ok(Self { merged, positions, slice: slice.clone(), behind: behind.into_sorted().into_iter().peekable() })
@@ -278,14 +279,13 @@ pub(super) struct Streamed {
 }
 
 impl Streamed {
-    fn open(views: &[View], slice: &Slice, cache: &RollupCache) -> Result<Self> {
+    fn open(shards: &[Counted], slice: &Slice, cache: &RollupCache) -> Result<Self> {
         let definition = slice.definition.clone();
         let mut streamed = Self { definition, inputs: Vec::new(), heads: BinaryHeap::new() };
-        for view in views {
-            streamed.add(InputCells::Stored(CellPages::new(view, slice)))?;
-            let mark = mark(view, slice.definition.id)?;
+        for shard in shards {
+            streamed.add(InputCells::Stored(CellPages::new(&shard.view, slice)))?;
             let mut behind = Partial::default();
-            slice.fold_behind(&mut behind, view, mark, cache)?;
+            slice.fold_behind(&mut behind, shard, shard.mark.seq, cache)?;
             streamed.add(InputCells::Folded(behind.into_sorted().into_iter()))?;
         }
         Ok(streamed)

@@ -10,10 +10,14 @@ use super::{
     accumulator::Accumulator,
     cache::{Limits, RollupCache},
     cell::{Cell, bucket_of, is_sum},
+    counted::{Counted, whole_from},
     partial::Partial,
     read::{CellRows, Slice},
 };
-use crate::{Error, Result, view::View};
+use crate::{
+    Error, Result,
+    view::{EventFilter, View},
+};
 
 /// Buckets that are listed one by one when they differ.
 const DIFFERENT_MAX: usize = 100;
@@ -39,16 +43,16 @@ pub struct Verified {
 
 /// Compares a slice with the events that it was made of, over one cut of its shards.
 ///
-/// Reads all events of the slice's time. Buckets of which retention dropped events are left out. Events of players that were
-/// forgotten after the rollup was made, and that it still counts, differ once they are gone.
+/// Reads all events of the slice's time. Buckets of which retention dropped events are left out. A rollup that declares `keep`
+/// still counts players that were forgotten after it was made, and differs once their events are gone.
 ///
 /// # Errors
 /// More than [`CELLS_MAX`] cells.
 pub fn verify(views: &[View], slice: &Slice) -> Result<Verified> {
     let width_ms = slice.definition.tiers[slice.tier].bucket_ms;
-    // Buckets that begin before it may lack events.
-    let whole_ms = views.iter().map(|view| view.state().events_from_ms).max().unwrap_or(0);
-    let from_ms = slice.buckets_ms.start.max(if whole_ms > 0 { whole_ms } else { i64::MIN });
+    // Buckets that begin before it may lack events, or still count forgotten players whose events are gone.
+    let dropped_ms = views.iter().map(|view| view.state().events_from_ms).max().unwrap_or(0);
+    let from_ms = slice.buckets_ms.start.max(whole_from(&slice.definition, dropped_ms));
     let buckets_ms = from_ms..slice.buckets_ms.end.max(from_ms);
     let slice = Slice { buckets_ms: buckets_ms.clone(), ..slice.clone() };
     let too_many = |cells: &Partial| match cells.len() {
@@ -56,11 +60,16 @@ pub fn verify(views: &[View], slice: &Slice) -> Result<Verified> {
         _ => Err(Error::TooManyCells { cells_max: CELLS_MAX }),
     };
     let (mut raw, mut kept) = (Partial::default(), Partial::default());
-    for view in views {
-        for source in view.sources()? {
+    for shard in Counted::all(views, &slice.definition)? {
+        for source in shard.view.sources()? {
             let time_ms = buckets_ms.start..buckets_ms.end.saturating_add(width_ms);
             let mut partial = Partial::default();
-            partial.fold(&slice.definition, view, source, 0..=u64::MAX, time_ms)?;
+            partial.fold(
+                &slice.definition,
+                &shard.events,
+                source,
+                EventFilter { time_ms, ..EventFilter::default() },
+            )?;
             raw.merge(&partial.of_tier(&slice.definition, slice.tier), |place| slice.holds(place));
             too_many(&raw)?;
         }

@@ -226,14 +226,22 @@ fn holds(condition: &Condition, found: &RecordBatch) -> Result<BooleanArray> {
     Ok(rows.into())
 }
 
-/// Which rows of a batch with players and sequence numbers are not hidden.
+/// The columns that say whether an event is hidden.
+const HIDDEN_BY: [&str; 3] = [names::PLAYER_ID, names::SEQ, names::EVENT_TIME];
+
+/// Which rows of a batch with these columns are not hidden.
 pub(super) fn visible(hidden: &Erasures, found: &RecordBatch) -> Result<BooleanArray> {
     let column = |name: &str| {
         found.column_by_name(name).ok_or_else(|| Error::row("segment", format!("column {name:?} is missing")))
     };
-    let (players, seqs) = (column(names::PLAYER_ID)?.as_string_view(), column(names::SEQ)?.as_primitive::<Int64Type>());
-    let rows = players.iter().zip(seqs.values());
-    Ok(rows.map(|(player, seq)| Some(!hidden.hide(player.unwrap_or_default(), Seq(seq.cast_unsigned())))).collect())
+    let [players, seqs, times] = HIDDEN_BY.map(column);
+    let (players, seqs, times) =
+        (players?.as_string_view(), seqs?.as_primitive::<Int64Type>(), times?.as_primitive::<Int64Type>());
+    let rows = players.iter().zip(seqs.values()).zip(times.values());
+    let is_hidden = |player: Option<&str>, seq: &i64, time_ms: &i64| {
+        hidden.hide(player.unwrap_or_default(), Seq(seq.cast_unsigned()), *time_ms)
+    };
+    Ok(rows.map(|((player, seq), time_ms)| Some(!is_hidden(player, seq, time_ms))).collect())
 }
 
 /// The matching rows of a segment, in the file's columns.
@@ -318,7 +326,7 @@ impl SegmentScan {
             let takes = move |found: RecordBatch| {
                 visible(&hidden, &found).map_err(|error| ArrowError::ExternalError(Box::new(error)))
             };
-            let mask = file.mask(&[names::PLAYER_ID.to_owned(), names::SEQ.to_owned()]);
+            let mask = file.mask(&HIDDEN_BY.map(str::to_owned));
             predicates.push(Box::new(ArrowPredicateFn::new(mask, takes)));
         }
         for condition in &filter.conditions {

@@ -33,7 +33,8 @@ impl Turn<'_> {
         let known = known.map(|row| record::Erasure::decode(row.as_slice())).transpose();
         let mut erasure = known.map_err(|error| Error::row("erasure", error))?.unwrap_or_default();
         erasure.player_id = player.to_owned();
-        let time = Time { hlc: self.hlc.0, through_seq: self.state.last_seq };
+        let (through_seq, events_from_ms) = (self.state.last_seq, self.state.events_from_ms);
+        let time = Time { hlc: self.hlc.0, through_seq, events_from_ms };
         erasure.times.push(time);
         self.set(Family::Meta, key, erasure.encode_to_vec());
         self.state.erased_hlc = time.hlc;
@@ -51,7 +52,7 @@ impl Turn<'_> {
         let mut rows = engine.rows(Family::Meta, &range.start..&range.end, Direction::Forward)?;
         while let Some((_, value)) = rows.next()? {
             let rollup = Rollup::decode(value).map_err(|error| Error::row("rollup", error))?;
-            rollups.push(Definition::parse(&rollup).map_err(|error| Error::row("rollup", error))?);
+            rollups.push(Definition::of_row(&rollup)?);
         }
         drop(rows);
         let mut cells = Vec::new();

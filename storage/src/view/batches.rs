@@ -97,7 +97,7 @@ impl Page<'_> {
             && seqs.contains(&event.seq.0)
             && self.filter.takes_type(event.event_type)
             && self.filter.takes_player(event.player)
-            && !self.hidden.is_some_and(|hidden| hidden.hide(event.player, event.seq))
+            && !self.hidden.is_some_and(|hidden| hidden.hide(event.player, event.seq, event.time_ms))
             && (self.filter.conditions.is_empty() || all_hold(&self.filter.conditions, event.properties)?)
         {
             self.bytes += event.bytes();

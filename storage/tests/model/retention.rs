@@ -46,8 +46,7 @@ fn what_a_rollup_lacks_is_kept_until_it_has_it() {
     check(&world, &model);
     assert!(!merges::expire(&mut world), "rollups lack it");
     // A rollup that is made now never counts it.
-    world.apply(Body::DefineRollup(rollups::definition(3)));
-    model.rollups.insert(3, rollups::Counts { from_ms: 20, ..Default::default() });
+    define(&mut world, &mut model, 3);
     check(&world, &model);
     while covered_seq(&world.view()).expect("reads") < 24 {
         rollups::cover_all(&world.view(), &world.engine, &model.rollups);
@@ -116,9 +115,7 @@ fn a_forgotten_player_is_gone_from_every_file() {
     let prepare = |definition| galoo_storage::rollup::cover::prepare(&world.view(), definition).expect("prepares");
     let stale: Vec<_> = definitions.iter().filter_map(|one| Some((one.groups_by_player(), prepare(one)?))).collect();
     assert_eq!(stale.len(), 2);
-    let forget = ForgetPlayer { range: Some(TokenRange::FULL.into()), player_id: hero.to_owned() };
-    world.apply(Body::ForgetPlayer(forget));
-    model.forgotten.insert(hero.to_owned(), 5);
+    forget(&mut world, &mut model, hero);
     assert_eq!(cells(&world), vec![]);
     check(&world, &model);
     for (names_players, cover) in stale {
@@ -131,8 +128,7 @@ fn a_forgotten_player_is_gone_from_every_file() {
     put(&mut world, 1);
     assert_eq!(cells(&world).len(), 1);
     check(&world, &model);
-    world.apply(Body::DefineRollup(rollups::definition(4)));
-    model.rollups.insert(4, rollups::Counts { forgotten: model.forgotten.clone(), ..Default::default() });
+    define(&mut world, &mut model, 0);
     check(&world, &model);
 
     assert!(!merges::expire(&mut world), "rollups lack it");
@@ -156,6 +152,62 @@ fn a_forgotten_player_is_gone_from_every_file() {
     world.crash();
     check(&world, &model);
     assert_eq!(cells(&world).len(), 1);
+}
+
+/// A player is taken out of rollups that declare it, a piece at a time, also when it all stops between two pieces; until then
+/// no event goes that is needed for it, and behind it nothing of the player is left anywhere.
+#[test]
+fn what_rollups_owe_is_settled_before_the_events_go() {
+    let folder = tempfile::tempdir().expect("folder");
+    let batch = |from: i64| (0..30).map(|at| event((at as u8 % 3, from + at, 1 + at as u8 % 2))).collect();
+    let (mut world, mut model) = world(folder.path(), &[batch(0), batch(30), batch(90)]);
+    (4..8).for_each(|kind| define(&mut world, &mut model, kind));
+    let cover = |world: &World, model: &Model| {
+        rollups::cover_all(&world.view(), &world.engine, &model.rollups);
+        check(world, model);
+    };
+    (0..3).for_each(|_| cover(&world, &model));
+    assert_eq!(covered_seq(&world.view()).expect("reads"), 90);
+    // Buckets are at most 60 ms wide: whatever began before 60 may lack events.
+    world.apply(Body::DropEventsBefore(DropEventsBefore { time_ms: 35 }));
+    model.from_ms = 35;
+    check(&world, &model);
+    forget(&mut world, &mut model, "p1");
+    world.apply(append(None, vec![event((1, 95, 1))]));
+    model.events.push(event((1, 95, 1)));
+    check(&world, &model);
+    forget(&mut world, &mut model, "p2");
+    check(&world, &model);
+    assert_eq!(covered_seq(&world.view()).expect("reads"), 0);
+    assert!(!merges::expire(&mut world), "events are needed to take the players out");
+    world.flush();
+    let mut pieces = 0;
+    while covered_seq(&world.view()).expect("reads") == 0 {
+        cover(&world, &model);
+        pieces += 1;
+        if pieces % 2 == 0 {
+            world.crash();
+            check(&world, &model);
+            // What was not flushed is settled again.
+            cover(&world, &model);
+            world.flush();
+        }
+        assert!(pieces < 100);
+    }
+    assert!(pieces > 4, "{pieces}");
+    assert_eq!(merges::clean_up(&world), 0, "files hold them");
+    assert!(contains(&stored_bytes(&world), "p2"));
+    world.apply(Body::Seal(Seal { chunk: world.shard.state().open.unwrap_or_default().id }));
+    world.build();
+    (0..2).for_each(|_| cover(&world, &model));
+    while merges::expire(&mut world) {
+        check(&world, &model);
+    }
+    assert!(!contains(&stored_bytes(&world), "p2"));
+    assert_eq!(merges::clean_up(&world), 2);
+    check(&world, &model);
+    world.crash();
+    check(&world, &model);
 }
 
 /// Commands behind one that forgets, in the same entry, do not see what it removed.

@@ -1,0 +1,146 @@
+//! Settling what a rollup owes: forgotten players are taken out of its cells, as it declares.
+//!
+//! A rollup that declares `keep` owes nothing. One that declares `subtract` or `recompute` goes on counting a player who was
+//! forgotten until that is settled, command by command in their order, and within a command from the oldest bucket of the
+//! widest tier to the newest. The mark says how far that is, so that at any moment the rollup counts exactly the events that the
+//! mark says (P4): of cells and of what lies behind them alike. Each piece is one batch of at most about [`PIECE_CELLS`] cells
+//! of the narrowest tier, and whatever a rollup owes stays stored until it is settled.
+//!
+//! `subtract` folds the player's events alone and takes them out of the cells. `recompute` folds all events of the buckets in
+//! which the player has some, but the player's.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use galoo_proto::{Hlc, rollup::Erasure};
+
+use super::{
+    Definition, bucket_start,
+    cell::{Cell, bucket_bytes, bucket_of},
+    counted::{Counted, whole_from},
+    cover::{Cover, Stored},
+    mark::Mark,
+    partial::Partial,
+};
+use crate::{
+    Error, Result,
+    engine::{Direction, Family},
+    key,
+    view::{Column, EventFilter, View},
+};
+
+/// Cells of the narrowest tier that are settled at a time, if they are not all in one bucket of the widest.
+pub const PIECE_CELLS: usize = 65_536;
+
+/// Whether any rollup of a shard owes anything.
+pub fn is_owed(view: &View) -> Result<bool> {
+    if view.erasures()?.is_empty() {
+        return Ok(false);
+    }
+    for rollup in view.rollups()? {
+        if owes(&Counted::open(view, &Definition::of_row(&rollup)?)?, rollup.erasure())? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn owes(shard: &Counted, erasure: Erasure) -> Result<bool> {
+    Ok(erasure != Erasure::Keep && shard.view.erasures()?.first_behind(shard.counts.erased()).is_some())
+}
+
+/// Works out the next piece of what a rollup owes; `None` when it owes nothing.
+pub(super) fn prepare(shard: &Counted, definition: &Definition, piece_cells: usize) -> Result<Option<Cover>> {
+    if !owes(shard, definition.erasure)? {
+        return Ok(None);
+    }
+    let (view, mark) = (&shard.view, shard.mark);
+    let erasures = view.erasures()?;
+    let Some((player, time)) = erasures.first_behind(shard.counts.erased()) else { return Ok(None) };
+    let from_ms = whole_from(definition, time.events_from_ms);
+    let settled = Mark { erased: Hlc(time.hlc), erased_to_ms: i64::MIN, ..mark };
+    let cover = |to, changes| Cover::new(definition, view, mark, to, changes);
+    let left = EventFilter {
+        time_ms: from_ms.max(mark.erased_to_ms)..i64::MAX,
+        event_types: definition.event_types.clone(),
+        seqs: 0..=mark.seq.min(time.through_seq),
+        ..EventFilter::player(player)
+    };
+    let first = shard.events.player_page(&left, &Column::event(Some(&[])), Direction::Forward, None, 1)?;
+    let Some(first_ms) = first.events.first().and_then(|first| first.event.as_ref()).map(|event| event.event_time_ms)
+    else {
+        return Ok(Some(cover(settled, HashMap::new())));
+    };
+    let start_ms = bucket_start(first_ms, definition.widest_ms());
+    let end_ms = piece_end(view, definition, start_ms, piece_cells)?;
+    let mut cells = HashMap::new();
+    match definition.erasure {
+        Erasure::Keep => {}
+        Erasure::Subtract => {
+            let out = fold(&shard.events, definition, &EventFilter { time_ms: first_ms..end_ms, ..left })?;
+            for (stored, partial) in tiers(view, definition, &out) {
+                for (place, out) in partial.cells() {
+                    let known = stored.cell(place)?;
+                    let rest = known.map(|mut cell| cell.subtract(out).then_some(cell)).unwrap_or_default();
+                    let rest = rest.ok_or_else(|| Error::row("rollup cell", "holds less than is to be taken out"))?;
+                    cells.insert(stored.key(place), Some(rest).filter(|cell| cell.events > 0));
+                }
+            }
+        }
+        Erasure::Recompute => {
+            let others = Counted::events(view, definition, &shard.counts.with_erased_to(end_ms))?;
+            let filter = EventFilter { time_ms: start_ms..end_ms, seqs: 0..=mark.seq, ..EventFilter::default() };
+            let anew = fold(&others, definition, &filter)?;
+            for (stored, partial) in tiers(view, definition, &anew) {
+                for place in stored.places_between(start_ms, end_ms)? {
+                    cells.insert(stored.key(&place), None);
+                }
+                cells.extend(partial.cells().map(|(place, cell)| (stored.key(place), Some(cell.clone()))));
+            }
+        }
+    }
+    let to = if end_ms == i64::MAX { settled } else { Mark { erased_to_ms: end_ms, ..mark } };
+    Ok(Some(cover(to, cells)))
+}
+
+/// The aggregate of the events that pass a filter.
+fn fold(events: &View, definition: &Definition, filter: &EventFilter) -> Result<Partial> {
+    let mut partial = Partial::default();
+    for source in events.sources()?.iter().filter(|source| source.first_seq().0 <= *filter.seqs.end()) {
+        partial.fold(definition, events, source, filter.clone())?;
+    }
+    Ok(partial)
+}
+
+/// The stored cells of each tier, and the cells of a partial in its buckets.
+fn tiers<'a>(
+    view: &'a View,
+    definition: &'a Definition,
+    partial: &'a Partial,
+) -> impl Iterator<Item = (Stored<'a>, Cow<'a, Partial>)> {
+    let tiers = 0..definition.tiers.len();
+    tiers.map(move |tier| (Stored::of(view, definition, tier), partial.of_tier(definition, tier)))
+}
+
+/// Where a piece that begins with a bucket of the widest tier ends: before one, or at the end of time.
+fn piece_end(view: &View, definition: &Definition, start_ms: i64, piece_cells: usize) -> Result<i64> {
+    let range = definition.cells(view.keyspace(), 0);
+    let from = [range.start.as_slice(), &[0; 8], &bucket_bytes(start_ms)].concat();
+    let mut rows = view.reader().rows(Family::Rollups, from.as_slice()..&range.end, Direction::Forward)?;
+    let mut cells = 0;
+    while let Some((key, _)) = rows.next()? {
+        cells += 1;
+        if cells <= piece_cells {
+            continue;
+        }
+        let bucket = bucket_of(&key[key::ROLLUP_CELL_PREFIX_BYTES..]);
+        let bucket = bucket.ok_or_else(|| Error::row("rollup cell key", "malformed"))?;
+        let end_ms = bucket_start(bucket, definition.widest_ms());
+        if end_ms > start_ms {
+            return Ok(end_ms);
+        }
+    }
+    Ok(i64::MAX)
+}
+
+/// Cells to write by key, or nothing where one goes.
+pub(super) type Changes = HashMap<Vec<u8>, Option<Cell>>;
