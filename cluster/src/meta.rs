@@ -468,7 +468,7 @@ mod tests {
         assert_eq!(reason(&apply(&mut state, rollup("hours"))), Some(Reason::RollupExists));
         // Tables of tiers are names too, on both sides.
         let tiered = |name: &str| {
-            let tiers = [1_000, 86_400_000].map(|bucket_ms| Tier { bucket_ms }).to_vec();
+            let tiers = [1_000, 86_400_000].map(|bucket_ms| Tier { bucket_ms, ..Tier::default() }).to_vec();
             let rollup = Some(Rollup { name: name.into(), tiers, ..Default::default() });
             Body::CreateRollup(CreateRollup { game: "sc2".into(), rollup })
         };

@@ -31,7 +31,8 @@ mod tests {
 
     #[test]
     fn tables_are_named_by_their_width() {
-        let tiers = [250, 1_500, 900_000, 7 * 86_400_000].map(|bucket_ms| Tier { bucket_ms }).to_vec();
+        let tiers =
+            [250, 1_500, 900_000, 7 * 86_400_000].map(|bucket_ms| Tier { bucket_ms, ..Tier::default() }).to_vec();
         let rollup = Rollup { name: "r".into(), tiers, ..Default::default() };
         assert_eq!(rollup.tables().collect::<Vec<_>>(), ["r", "r_1500ms", "r_15m", "r_7d"]);
     }

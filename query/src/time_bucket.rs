@@ -38,14 +38,25 @@ fn invalid(reason: impl std::fmt::Display) -> DataFusionError {
 ///
 /// # Errors
 /// A width with months or years, of no whole milliseconds, or out of range.
-fn width_ms(interval: IntervalMonthDayNano) -> Result<i64> {
+/// Returns how long an interval is.
+fn span_ms(interval: IntervalMonthDayNano) -> Result<i64> {
     if interval.months != 0 {
         return Err(invalid("months and years have no fixed width; give days or weeks"));
     }
     if interval.nanoseconds % 1_000_000 != 0 {
         return Err(invalid("a bucket is whole milliseconds wide"));
     }
-    let width = i64::from(interval.days) * 86_400_000 + interval.nanoseconds / 1_000_000;
+    Ok(i64::from(interval.days) * 86_400_000 + interval.nanoseconds / 1_000_000)
+}
+
+/// Returns how long the interval of a text is, above 0.
+pub(crate) fn text_span_ms(text: &str) -> Result<u64> {
+    let span_ms = span_ms(parse_interval_month_day_nano(text)?)?;
+    u64::try_from(span_ms).ok().filter(|span| *span > 0).ok_or_else(|| invalid("it must be longer than nothing"))
+}
+
+fn width_ms(interval: IntervalMonthDayNano) -> Result<i64> {
+    let width = span_ms(interval)?;
     if !(1..=BUCKET_MS_MAX).contains(&width) {
         return Err(invalid(format!("a bucket of {width} ms; it must be 1 to {BUCKET_MS_MAX} (366 days)")));
     }

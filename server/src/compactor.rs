@@ -8,11 +8,11 @@ use std::{
 
 use galoo_cluster::{META_GROUP, machine::Machine};
 use galoo_consensus::{GroupId, StateMachine};
-use galoo_proto::{GameId, Hlc, Keyspace, SegmentId, ShardId, rollup::Rollup};
+use galoo_proto::{GameId, Hlc, Keyspace, SegmentId, ShardId, command::command::Body, rollup::Rollup};
 use galoo_storage::{
     compaction::{self, Choice, Policy},
     engine::Family,
-    rollup::{Definition, cover},
+    rollup::{Definition, cover, expiry},
     view::{Source, View},
 };
 use tokio::task::spawn_blocking;
@@ -208,6 +208,9 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
             && let Some(from_ms) = compaction::events_from(retention_ms, &view, now)?
         {
             passing(node.drop_events_before(shard, from_ms).await)?;
+        }
+        for drop in expiry::cuts(&view, now)? {
+            passing(node.tell_shard(shard, Body::DropBuckets(drop)).await)?;
         }
         let mut missing = node.missing_families(game, &view.families()?);
         missing.extend(node.missing_rollups(game, &rollups));

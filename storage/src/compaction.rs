@@ -15,6 +15,7 @@ use std::sync::Arc;
 use galoo_proto::{ChunkId, Hlc, Keyspace, SegmentId, Token, record};
 use prost::Message;
 
+pub(crate) use self::retention::step_ms;
 pub use self::{
     erasure::{choose_erasure, clean, commit_clean},
     merge::{Eagerness, Retired, choose_merge, commit_merge, merge_segments},

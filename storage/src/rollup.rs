@@ -5,7 +5,7 @@
 //! the cells that are there, and writes cells and mark in one batch. Sources are covered in order of seq, so that one
 //! number says all; a new rollup starts at 0 and is filled from the oldest segment on, and answers rightly meanwhile.
 //!
-//! A rollup has buckets of one to four widths, its **tiers**, each with cells of its own. A partial has the narrowest alone;
+//! A rollup has buckets of one to four widths, its **tiers**, each with cells and a retention ([`expiry`]) of its own. A partial has the narrowest alone;
 //! those of the others are made from it, as each width is a multiple of the one before, and never from another tier's cells.
 //!
 //! A read ([`read`]) adds the cells of one snapshot and the partials of what lies behind the mark *in that snapshot*. It is
@@ -23,6 +23,7 @@ pub mod cover;
 pub mod definition;
 mod distinct;
 mod exact_sum;
+pub mod expiry;
 pub mod mark;
 mod merged;
 pub mod partial;

@@ -26,8 +26,8 @@ use std::{
 use galoo_proto::{
     ChunkId, GameId, Hlc, Keyspace, Seq, ShardId, TokenRange,
     command::{
-        AppendEvents, BatchId, Command, DropEventsBefore, DropRollup, ForgetPlayer, MutatePlayer, Outcome,
-        PropertyKinds, Seal, command::Body, outcome,
+        AppendEvents, BatchId, Command, DropBuckets, DropEventsBefore, DropRollup, ForgetPlayer, MutatePlayer, Outcome,
+        PropertyKinds, RollupChanged, Seal, command::Body, outcome,
     },
     limits::PRODUCERS_MAX,
     value::{
@@ -76,7 +76,9 @@ enum Step {
     Define(u64),
     /// Drops a rollup by its place.
     Drop(usize),
-    /// Covers the next source of every rollup.
+    /// Drops buckets of a tier of a rollup.
+    DropBuckets { place: usize, tier: u32, before_ms: i64 },
+    /// Does what is next for every rollup.
     Cover,
     /// Flushes the engine.
     Flush,
@@ -100,6 +102,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..rollups::KINDS).prop_map(Step::Define),
         1 => (0usize..3).prop_map(Step::Drop),
         3 => Just(Step::Cover),
+        1 => (0usize..3, 0u32..4, 0i64..40).prop_map(|(place, tier, before_ms)| Step::DropBuckets { place, tier, before_ms }),
         1 => Just(Step::Flush),
         1 => Just(Step::Crash),
     ]
@@ -398,7 +401,9 @@ fn forget(world: &mut World, model: &mut Model, player: &str) {
 
 fn define(world: &mut World, model: &mut Model, id: u64) {
     world.apply(Body::DefineRollup(rollups::definition(id)));
-    model.rollups.insert(id, rollups::Counts { from_ms: model.from_ms, forgotten: model.forgotten.len() });
+    model
+        .rollups
+        .insert(id, rollups::Counts { from_ms: model.from_ms, forgotten: model.forgotten.len(), ..Default::default() });
 }
 
 fn run(steps: &[Step], world: &mut World) -> Model {
@@ -519,6 +524,19 @@ fn run(steps: &[Step], world: &mut World) -> Model {
                 let id = model.rollups.keys().nth(*place).copied().unwrap_or(rollups::KINDS);
                 world.apply(Body::DropRollup(DropRollup { id }));
                 model.rollups.remove(&id);
+            }
+            Step::DropBuckets { place, tier, before_ms } => {
+                let Some((rollup, counts)) = model.rollups.iter_mut().nth(*place) else { continue };
+                let (rollup, tier, before_ms) = (*rollup, *tier, *before_ms);
+                let outcome = world.apply(Body::DropBuckets(DropBuckets { rollup, tier, before_ms })).result;
+                let width = rollups::definition(rollup).tiers.get(tier as usize).map(|tier| tier.bucket_ms);
+                let from_ms = width.map(|width| before_ms / width * width);
+                let known = &mut counts.kept_from[tier as usize];
+                let changed = from_ms.is_some_and(|from_ms| known.is_none_or(|known| known < from_ms));
+                assert_eq!(outcome, Some(outcome::Result::RollupChanged(RollupChanged { changed })));
+                if changed {
+                    *known = from_ms;
+                }
             }
             Step::Cover if world.log.is_empty() => {}
             Step::Cover => rollups::cover_all(&world.view(), &world.engine, &model.rollups),

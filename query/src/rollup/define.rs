@@ -116,10 +116,10 @@ pub async fn plan(
     if let Some(hidden) = (0..aggregate.group_expr.len()).find(|place| !groups.contains(place)) {
         return Err(unkept(format!("the group {} is not among the columns", aggregate.group_expr[hidden])));
     }
-    let (version, statement) = (FORMAT_VERSION, select.to_owned());
+    let (version, statement) = (FORMAT_VERSION, format!("{select}{options}"));
     let name = name.to_owned();
     let groups_max = options.max_groups.unwrap_or(0);
-    let rest = Rollup::default();
+    let rest = Rollup { erasure: options.erasure.unwrap_or_default().into(), ..Rollup::default() };
     let rollup = Rollup { version, name, statement, event_types, predicates, columns, groups_max, ..rest };
     if !rollup.columns.iter().any(|column| matches!(column.kind, Some(Kind::Bucket(_)))) {
         return Err(unkept("GROUP BY needs time_bucket('width', event_time)"));
@@ -139,7 +139,24 @@ fn tiers(bucket_ms: i64, options: &Options) -> Result<Vec<Tier>, DefineError> {
         return Err(unkept(format!("the first of its tiers is {written:?}, not the width of its time bucket")));
     }
     let widths = if widths.is_empty() { vec![bucket_ms] } else { widths.into_iter().map(|(width, _)| width).collect() };
-    Ok(widths.into_iter().map(|bucket_ms| Tier { bucket_ms }).collect())
+    let spans = options.retention.iter().flatten().map(|span| match span.as_str() {
+        "none" => Ok(0),
+        span => time_bucket::text_span_ms(span),
+    });
+    let spans = spans.collect::<Result<Vec<_>, DataFusionError>>()?;
+    if !spans.is_empty() && spans.len() != widths.len() {
+        return Err(unkept(format!(
+            "{} retentions for {} tiers; give one for each, or 'none'",
+            spans.len(),
+            widths.len()
+        )));
+    }
+    let spans = spans.into_iter().chain(std::iter::repeat(0));
+    Ok(widths
+        .into_iter()
+        .zip(spans)
+        .map(|(bucket_ms, retention_ms)| Tier { bucket_ms, retention_ms, ..Tier::default() })
+        .collect())
 }
 
 struct Reading<'a> {
@@ -573,6 +590,26 @@ mod tests {
             (
                 "SELECT time_bucket('1 hour', event_time) AS b, player_id, count(*) AS n FROM events GROUP BY 1, 2 WITH (max_groups = 5)",
                 "max_groups",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, count(*) AS n FROM events GROUP BY 1 WITH (retention = '1 day, none')",
+                "2 retentions for 1 tiers",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, count(*) AS n FROM events GROUP BY 1 WITH (retention = '1 minute')",
+                "a retention of 60000 ms for buckets of 3600000 ms",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, max(price) AS most FROM events GROUP BY 1 WITH (erasure = 'subtract')",
+                "column \"most\" cannot be taken out",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, event_type, count(*) AS n FROM events GROUP BY 1, 2 WITH (max_groups = 5, erasure = 'subtract')",
+                "as max_groups does",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, player_id, count(*) AS n FROM events GROUP BY 1, 2 WITH (erasure = 'recompute')",
+                "always go",
             ),
             (
                 "SELECT time_bucket('1 hour', event_time) AS b, weight, count(*) AS n FROM events GROUP BY 1, 2",

@@ -1,11 +1,15 @@
 //! `CREATE ROLLUP` and `DROP ROLLUP`: what a statement says.
 
+use std::fmt;
+
 use datafusion::sql::sqlparser::{
     dialect::PostgreSqlDialect,
     keywords::Keyword,
     parser::{Parser, ParserError},
     tokenizer::Token,
 };
+
+use galoo_proto::rollup::Erasure;
 
 use super::define::DefineError;
 
@@ -39,6 +43,25 @@ pub struct Options {
     pub tiers: Option<Vec<String>>,
     /// Of a bucket at most so many groups are kept by themselves, `max_groups = 1000`.
     pub max_groups: Option<u64>,
+    /// How long buckets are kept, `retention = '7 days, 90 days, none'`: of each tier, `none` for ever.
+    pub retention: Option<Vec<String>>,
+    /// What becomes of a player's part when the player is forgotten, `erasure = 'subtract'`.
+    pub erasure: Option<Erasure>,
+}
+
+/// As after a SELECT.
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts = |name: &str, texts: &Vec<String>| format!("{name} = '{}'", texts.join(", "));
+        let options = [
+            self.tiers.as_ref().map(|widths| texts("tiers", widths)),
+            self.max_groups.map(|groups| format!("max_groups = {groups}")),
+            self.retention.as_ref().map(|spans| texts("retention", spans)),
+            self.erasure.map(|erasure| format!("erasure = '{}'", erasure.as_str_name().to_lowercase())),
+        ];
+        let given: Vec<_> = options.into_iter().flatten().collect();
+        if given.is_empty() { Ok(()) } else { write!(f, " WITH ({})", given.join(", ")) }
+    }
 }
 
 impl Options {
@@ -52,13 +75,20 @@ impl Options {
             let name = parser.parse_identifier()?.value.to_lowercase();
             parser.expect_token(&Token::Eq)?;
             let again = match name.as_str() {
-                "tiers" => {
-                    let widths = parser.parse_literal_string()?;
-                    options.tiers.replace(widths.split(',').map(|width| width.trim().to_owned()).collect()).is_some()
+                "tiers" => options.tiers.replace(texts(parser)?).is_some(),
+                "retention" => options.retention.replace(texts(parser)?).is_some(),
+                "erasure" => {
+                    let written = parser.parse_literal_string()?;
+                    let policy = Erasure::from_str_name(&written.to_uppercase()).ok_or_else(|| {
+                        ParserError::ParserError(format!("erasure {written:?}: there are keep, subtract and recompute"))
+                    })?;
+                    options.erasure.replace(policy).is_some()
                 }
                 "max_groups" => options.max_groups.replace(parser.parse_literal_uint()?).is_some(),
                 other => {
-                    return Err(ParserError::ParserError(format!("option {other:?}: there are tiers and max_groups")));
+                    return Err(ParserError::ParserError(format!(
+                        "option {other:?}: there are tiers, max_groups, retention and erasure"
+                    )));
                 }
             };
             if again {
@@ -71,6 +101,10 @@ impl Options {
         parser.expect_token(&Token::RParen)?;
         Ok(options)
     }
+}
+
+fn texts(parser: &mut Parser<'_>) -> Result<Vec<String>, ParserError> {
+    Ok(parser.parse_literal_string()?.split(',').map(|text| text.trim().to_owned()).collect())
 }
 
 impl Statement {
@@ -126,10 +160,21 @@ mod tests {
         let Some(Statement::Create { select, options, .. }) = parse(with) else { panic!("no CREATE") };
         assert_eq!(select, "SELECT 1 GROUP BY 1");
         let tiers = Some(vec!["1 minute".to_owned(), "1 hour".to_owned()]);
-        assert_eq!(options, Options { tiers, max_groups: Some(5) });
-        for rest in
-            ["WITH (x = 1)", "WITH (max_groups = 1, max_groups = 1)", "WITH ()", "WITH (tiers = 5)", "WITH (tiers = ''"]
-        {
+        assert_eq!(options, Options { tiers, max_groups: Some(5), ..Options::default() });
+        let with = "retention = '7 days, none', erasure = 'subtract'";
+        let sql = format!("CREATE ROLLUP x AS SELECT 1 GROUP BY 1 WITH ({with})");
+        let Some(Statement::Create { options, .. }) = parse(&sql) else { panic!("no CREATE") };
+        assert_eq!((options.to_string(), options.erasure), (format!(" WITH ({with})"), Some(Erasure::Subtract)));
+        assert_eq!(Options::default().to_string(), "");
+        for rest in [
+            "WITH (x = 1)",
+            "WITH (erasure = 'never')",
+            "WITH (retention = 5)",
+            "WITH (max_groups = 1, max_groups = 1)",
+            "WITH ()",
+            "WITH (tiers = 5)",
+            "WITH (tiers = ''",
+        ] {
             let sql = format!("CREATE ROLLUP x AS SELECT 1 GROUP BY 1 {rest}");
             assert!(matches!(Statement::parse(&sql), Err(DefineError::Syntax(_))), "{rest}");
         }

@@ -52,6 +52,7 @@ impl Room {
             | Body::DropRollup(_)
             | Body::MoveGcTime(_)
             | Body::DropFamily(_)
+            | Body::DropBuckets(_)
             | Body::DropEventsBefore(_)
             | Body::ForgetPlayer(_) => Self::FromReserve,
             Body::Append(_)

@@ -16,7 +16,7 @@ use galoo_proto::{
 };
 
 use galoo_storage::{
-    rollup::{Definition, mark::Mark, read::Slice, verify::verify},
+    rollup::{Definition, mark, read::Slice, verify::verify},
     view::View,
 };
 use tokio::task::spawn_blocking;
@@ -74,7 +74,7 @@ impl Node {
             };
             for view in &views {
                 status.events += view.state().last_seq;
-                status.covered += Mark::of(view, RollupId(rollup.id))?.seq;
+                status.covered += mark::of(view, RollupId(rollup.id))?.seq;
             }
             told.rollups.push(status);
         }

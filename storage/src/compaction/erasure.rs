@@ -8,7 +8,6 @@ use crate::{
     Result,
     engine::{Engine, Family, WriteBatch},
     key,
-    rollup::settle,
     segment::SegmentFiles,
     view::{Source, View},
 };
@@ -31,12 +30,10 @@ pub fn choose_erasure(view: &View, files: &SegmentFiles, covered_seq: u64) -> Re
     Ok(None)
 }
 
-/// Returns the forgotten players of whom nothing is stored any more, but for what the engine has not rewritten, and whom every
-/// rollup has settled.
+/// Returns the forgotten players of whom nothing is stored any more, but for what the engine has not rewritten.
+///
+/// No segment is written anew while a rollup owes that a player is taken out, so that it has been by then.
 pub fn clean(view: &View, files: &SegmentFiles) -> Result<Vec<String>> {
-    if settle::is_owed(view)? {
-        return Ok(Vec::new());
-    }
     let hidden = view.erasures()?;
     let mut held: HashSet<String> = HashSet::new();
     // The first event that is in no segment yet: what is behind is not looked for.

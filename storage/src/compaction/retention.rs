@@ -15,7 +15,7 @@ use crate::{
     Result,
     engine::{Engine, Family, WriteBatch},
     key,
-    rollup::{mark::Mark, settle},
+    rollup::{mark, settle},
     segment::{FORMAT_VERSION, Kept},
     view::{Source, View},
 };
@@ -34,9 +34,14 @@ pub fn events_from(retention_ms: u64, view: &View, now: Hlc) -> Result<Option<i6
     Ok(next_from(retention_ms, view.state().events_from_ms, oldest_ms, now))
 }
 
+/// How far the time moves at least.
+pub(crate) fn step_ms(retention_ms: u64) -> i64 {
+    (retention_ms / 100).clamp(STEP_MS_MIN, STEP_MS_MAX).cast_signed()
+}
+
 fn next_from(retention_ms: u64, from_ms: i64, oldest_ms: Option<i64>, now: Hlc) -> Option<i64> {
     let to_ms = i64::try_from(now.millis().checked_sub(retention_ms)?).ok()?;
-    let step_ms = (retention_ms / 100).clamp(STEP_MS_MIN, STEP_MS_MAX).cast_signed();
+    let step_ms = step_ms(retention_ms);
     (to_ms >= from_ms.saturating_add(step_ms) && oldest_ms? < to_ms).then_some(to_ms)
 }
 
@@ -48,7 +53,7 @@ pub fn covered_seq(view: &View) -> Result<u64> {
     }
     let mut covered = u64::MAX;
     for one in view.rollups()? {
-        covered = covered.min(Mark::of(view, RollupId(one.id))?.seq);
+        covered = covered.min(mark::of(view, RollupId(one.id))?.seq);
     }
     Ok(covered)
 }

@@ -2,9 +2,13 @@
 
 use std::{ops::Range, sync::Arc};
 
-use galoo_proto::{Hlc, record::erasure::Time, rollup::Erasure};
+use galoo_proto::{
+    Hlc,
+    record::{RollupMark, erasure::Time},
+    rollup::{Erasure, Rollup},
+};
 
-use super::{Definition, bucket_start, mark::Mark};
+use super::{Definition, bucket_start, cell::bucket_of, mark};
 use crate::{Result, erasure::ALWAYS, view::View};
 
 /// What a rollup does not count of a shard's events.
@@ -21,19 +25,20 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    fn of(view: &View, definition: &Definition, mark: &Mark) -> Result<Self> {
-        Ok(match view.rollup(definition.id)? {
+    fn of(view: &View, definition: &Definition, told: Option<&Rollup>, mark: &RollupMark) -> Self {
+        match told {
             Some(rollup) => {
                 let (from_ms, defined) = (rollup.events_from_ms, Hlc(rollup.defined_hlc));
-                let now = if definition.groups_by_player() { view.erased() } else { mark.erased };
-                Self { from_ms, defined, erased: defined.max(now), erased_to_ms: mark.erased_to_ms }
+                let now = if definition.groups_by_player() { view.erased() } else { Hlc(mark.erased_hlc) };
+                let erased_to_ms = mark.erased_to_ms.unwrap_or(i64::MIN);
+                Self { from_ms, defined, erased: defined.max(now), erased_to_ms }
             }
             // The shard may not have been told yet: then it will count from here on.
             None => {
                 let (from_ms, now) = (view.state().events_from_ms, view.erased());
                 Self { from_ms, defined: now, erased: now, erased_to_ms: i64::MIN }
             }
-        })
+        }
     }
 
     /// The same, but that whoever was forgotten behind `erased` was taken out of the buckets before a time.
@@ -89,20 +94,29 @@ pub(super) struct Counted {
     /// Which those are.
     pub counts: Counts,
     /// How far the cells are.
-    pub mark: Mark,
+    pub mark: RollupMark,
+    /// For each tier, the first bucket that is kept.
+    pub kept_from: Vec<Option<i64>>,
 }
 
 impl Counted {
     pub(super) fn open(view: &View, definition: &Definition) -> Result<Self> {
-        let mark = Mark::of(view, definition.id)?;
-        let counts = Counts::of(view, definition, &mark)?;
+        let (mark, told) = (mark::of(view, definition.id)?, view.rollup(definition.id)?);
+        let counts = Counts::of(view, definition, told.as_ref(), &mark);
         let events = Self::events(view, definition, &counts)?;
-        Ok(Self { view: view.clone(), events, counts, mark })
+        let tiers = told.as_ref().map_or(&[][..], |told| told.tiers.as_slice());
+        let kept_from = (0..definition.tiers.len()).map(|tier| tiers.get(tier)?.from_ms).collect();
+        Ok(Self { view: view.clone(), events, counts, mark, kept_from })
     }
 
     /// Reads a rollup's shards.
     pub(super) fn all(views: &[View], definition: &Definition) -> Result<Vec<Self>> {
         views.iter().map(|view| Self::open(view, definition)).collect()
+    }
+
+    /// Whether a tier keeps the bucket of a place.
+    pub(super) fn keeps(&self, tier: usize, place: &[u8]) -> bool {
+        self.kept_from[tier].is_none_or(|from_ms| bucket_of(place).is_some_and(|bucket| bucket >= from_ms))
     }
 
     /// The events that count.

@@ -6,14 +6,15 @@ use std::{
     sync::Arc,
 };
 
-use galoo_proto::{Hlc, Keyspace, RollupId, Seq};
+use galoo_proto::{Hlc, Keyspace, RollupId, Seq, record::RollupMark};
+use prost::Message;
 
 use super::{
     Definition,
     bound::{Cells, add, surplus},
     cell::{BUCKET_BYTES, Cell, bucket_bytes, other_place},
     counted::Counted,
-    mark::Mark,
+    expiry, mark,
     partial::Partial,
     settle::{self, Changes},
 };
@@ -29,17 +30,23 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Cover {
     rollup: RollupId,
-    mark: Mark,
+    mark: RollupMark,
     /// Of a rollup that names players: up to when those who were forgotten are left out. What another counts its mark says.
     erased: Option<Hlc>,
     /// The mark behind it.
-    pub to: Mark,
+    pub to: RollupMark,
     /// Keys with what is put there, or nothing where a cell goes.
     cells: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
 impl Cover {
-    pub(super) fn new(definition: &Definition, view: &View, mark: Mark, to: Mark, changes: Changes) -> Self {
+    pub(super) fn new(
+        definition: &Definition,
+        view: &View,
+        mark: RollupMark,
+        to: RollupMark,
+        changes: Changes,
+    ) -> Self {
         let cells = changes.into_iter().map(|(key, cell)| (key, cell.map(|cell| cell.encode()))).collect();
         let erased = definition.groups_by_player().then(|| view.erased());
         Self { rollup: definition.id, mark, erased, to, cells }
@@ -51,8 +58,8 @@ impl Cover {
     }
 }
 
-/// Works out what is next for a rollup's cells: it settles what it owes ([`settle`]), or folds the first chunk or segment behind
-/// its mark that will not grow, and adds the cells that are there.
+/// Works out what is next for a rollup's cells: it settles what it owes ([`settle`]), or lets go of cells that are too old
+/// ([`expiry`]), or folds the first chunk or segment behind its mark that will not grow, and adds the cells that are there.
 ///
 /// Returns `None` when there is nothing to do. Nothing is written: see [`commit`].
 pub fn prepare(view: &View, definition: &Definition) -> Result<Option<Cover>> {
@@ -62,14 +69,17 @@ pub fn prepare(view: &View, definition: &Definition) -> Result<Option<Cover>> {
 /// As [`prepare`], with another bound on what is settled at a time.
 pub fn prepare_within(view: &View, definition: &Definition, piece_cells: usize) -> Result<Option<Cover>> {
     let shard = Counted::open(view, definition)?;
-    match settle::prepare(&shard, definition, piece_cells)? {
+    if let Some(cover) = settle::prepare(&shard, definition, piece_cells)? {
+        return Ok(Some(cover));
+    }
+    match expiry::sweep(&shard, definition, piece_cells)? {
         Some(cover) => Ok(Some(cover)),
         None => cover_next(&shard, definition),
     }
 }
 
 fn cover_next(shard: &Counted, definition: &Definition) -> Result<Option<Cover>> {
-    let (view, mark) = (&shard.view, shard.mark);
+    let (view, mark) = (&shard.view, &shard.mark);
     let behind = view.sources_behind(Seq(mark.seq))?;
     let Some(source) = behind.iter().find(|source| !view.grows(source)) else { return Ok(None) };
     let through = source.last_seq().0;
@@ -80,7 +90,7 @@ fn cover_next(shard: &Counted, definition: &Definition) -> Result<Option<Cover>>
     for tier in 0..definition.tiers.len() {
         let stored = Stored::of(view, definition, tier);
         let mut changed = Cells::new();
-        for (place, cell) in partial.of_tier(definition, tier).cells() {
+        for (place, cell) in partial.of_tier(definition, tier).cells().filter(|(place, _)| shard.keeps(tier, place)) {
             let mut cell = cell.clone();
             if let Some(known) = stored.cell(place)? {
                 cell.merge(&known);
@@ -94,7 +104,7 @@ fn cover_next(shard: &Counted, definition: &Definition) -> Result<Option<Cover>>
         changes.extend(changed.into_iter().map(|(place, cell)| (stored.key(&place), Some(cell))));
         changes.extend(gone.into_iter().map(|place| (stored.key(&place), None)));
     }
-    Ok(Some(Cover::new(definition, view, mark, Mark { seq: through, ..mark }, changes)))
+    Ok(Some(Cover::new(definition, view, mark.clone(), RollupMark { seq: through, ..mark.clone() }, changes)))
 }
 
 /// A tier's cells that are there.
@@ -180,7 +190,7 @@ pub fn commit(engine: &Arc<dyn Engine>, keyspace: Keyspace, cover: Cover) -> Res
     let defined = engine.get(Family::Meta, &key::rollup(keyspace, rollup))?.is_some();
     let state = shard::read_state(engine.as_ref(), keyspace)?.unwrap_or_default();
     let is_stale = erased.is_some_and(|erased| state.erased_hlc != erased.0);
-    if !defined || Mark::read(engine.as_ref(), keyspace, rollup)? != mark || is_stale {
+    if !defined || mark::read(engine.as_ref(), keyspace, rollup)? != mark || is_stale {
         return Ok(false);
     }
     assert!(mark != to && mark.seq <= to.seq, "INV-S6: the mark of {rollup} moves from {mark:?} to {to:?}");
@@ -191,7 +201,7 @@ pub fn commit(engine: &Arc<dyn Engine>, keyspace: Keyspace, cover: Cover) -> Res
             None => batch.delete(Family::Rollups, key),
         }
     }
-    batch.put(Family::Rollups, key::rollup_mark(keyspace, rollup), to.encode());
+    batch.put(Family::Rollups, key::rollup_mark(keyspace, rollup), to.encode_to_vec());
     engine.write(batch)?;
     Ok(true)
 }

@@ -204,6 +204,8 @@ pub enum Shown {
 pub struct Tier {
     /// Milliseconds.
     pub bucket_ms: i64,
+    /// Buckets that began longer ago are dropped, milliseconds; `None`: none ever is.
+    pub retention_ms: Option<u64>,
 }
 
 /// A rollup's definition, checked.
@@ -247,6 +249,14 @@ pub enum InvalidRollup {
     /// A tier that cannot be made from the one before.
     #[error("tiers of {0} ms and {1} ms: each must be a multiple of the one before, and wider")]
     TierWidths(i64, i64),
+    /// A tier that would drop a bucket before it is over.
+    #[error("a retention of {retention_ms} ms for buckets of {bucket_ms} ms; it must be at least as long as one")]
+    Retention {
+        /// The bucket's width.
+        bucket_ms: i64,
+        /// The retention.
+        retention_ms: u64,
+    },
     /// Too many columns, or none.
     #[error("{0} groups and aggregates; it must be 1 to {ROLLUP_COLUMNS_MAX}")]
     Columns(usize),
@@ -438,7 +448,7 @@ fn tiers(found: &[rollup::Tier]) -> Result<Vec<Tier>, InvalidRollup> {
         return Err(InvalidRollup::Tiers(found.len()));
     }
     let mut tiers: Vec<Tier> = Vec::new();
-    for rollup::Tier { bucket_ms } in found {
+    for rollup::Tier { bucket_ms, retention_ms, .. } in found {
         if !(1..=BUCKET_MS_MAX).contains(bucket_ms) {
             return Err(InvalidRollup::Bucket(*bucket_ms));
         }
@@ -447,7 +457,11 @@ fn tiers(found: &[rollup::Tier]) -> Result<Vec<Tier>, InvalidRollup> {
         {
             return Err(InvalidRollup::TierWidths(before.bucket_ms, *bucket_ms));
         }
-        tiers.push(Tier { bucket_ms: *bucket_ms });
+        let (bucket_ms, retention_ms) = (*bucket_ms, *retention_ms);
+        if (1..bucket_ms.unsigned_abs()).contains(&retention_ms) {
+            return Err(InvalidRollup::Retention { bucket_ms, retention_ms });
+        }
+        tiers.push(Tier { bucket_ms, retention_ms: Some(retention_ms).filter(|ms| *ms > 0) });
     }
     Ok(tiers)
 }
@@ -587,7 +601,8 @@ mod tests {
     }
 
     fn rollup(widths_ms: &[i64], columns: Vec<rollup::Column>) -> Rollup {
-        let tiers = widths_ms.iter().map(|bucket_ms| rollup::Tier { bucket_ms: *bucket_ms }).collect();
+        let tiers =
+            widths_ms.iter().map(|bucket_ms| rollup::Tier { bucket_ms: *bucket_ms, ..Default::default() }).collect();
         Rollup { version: 1, id: 1, name: "r".into(), tiers, columns, ..Default::default() }
     }
 

@@ -45,6 +45,13 @@ pub struct Slice {
 }
 
 impl Slice {
+    /// What all shards keep of it.
+    pub(super) fn kept(&self, shards: &[Counted]) -> Self {
+        let kept_from = shards.iter().filter_map(|shard| shard.kept_from[self.tier]).max().unwrap_or(i64::MIN);
+        let start_ms = self.buckets_ms.start.max(kept_from);
+        Self { buckets_ms: start_ms..self.buckets_ms.end.max(start_ms), ..self.clone() }
+    }
+
     /// Whether a place is in it.
     pub(super) fn holds(&self, place: &[u8]) -> bool {
         bucket_of(place).is_some_and(|bucket| self.buckets_ms.contains(&bucket))
@@ -154,6 +161,7 @@ pub(super) enum CellRows {
 impl CellRows {
     pub(super) fn open(views: &[View], slice: &Slice, cache: &RollupCache) -> Result<Self> {
         let shards = Counted::all(views, &slice.definition)?;
+        let slice = &slice.kept(&shards);
         Ok(match cache.merged(slice, &shards)? {
             Some(merged) => Self::Kept(Kept::open(merged, &shards, slice, cache)?),
             None => Self::Streamed(Streamed::open(&shards, slice, cache)?),

@@ -11,14 +11,13 @@
 
 use std::{borrow::Cow, collections::HashMap};
 
-use galoo_proto::{Hlc, rollup::Erasure};
+use galoo_proto::{record::RollupMark, rollup::Erasure};
 
 use super::{
     Definition, bucket_start,
     cell::{Cell, bucket_bytes, bucket_of},
     counted::{Counted, whole_from},
     cover::{Cover, Stored},
-    mark::Mark,
     partial::Partial,
 };
 use crate::{
@@ -53,14 +52,14 @@ pub(super) fn prepare(shard: &Counted, definition: &Definition, piece_cells: usi
     if !owes(shard, definition.erasure)? {
         return Ok(None);
     }
-    let (view, mark) = (&shard.view, shard.mark);
+    let (view, mark) = (&shard.view, &shard.mark);
     let erasures = view.erasures()?;
     let Some((player, time)) = erasures.first_behind(shard.counts.erased()) else { return Ok(None) };
     let from_ms = whole_from(definition, time.events_from_ms);
-    let settled = Mark { erased: Hlc(time.hlc), erased_to_ms: i64::MIN, ..mark };
-    let cover = |to, changes| Cover::new(definition, view, mark, to, changes);
+    let settled = RollupMark { erased_hlc: time.hlc, erased_to_ms: None, ..mark.clone() };
+    let cover = |to, changes| Cover::new(definition, view, mark.clone(), to, changes);
     let left = EventFilter {
-        time_ms: from_ms.max(mark.erased_to_ms)..i64::MAX,
+        time_ms: from_ms.max(mark.erased_to_ms.unwrap_or(i64::MIN))..i64::MAX,
         event_types: definition.event_types.clone(),
         seqs: 0..=mark.seq.min(time.through_seq),
         ..EventFilter::player(player)
@@ -77,8 +76,8 @@ pub(super) fn prepare(shard: &Counted, definition: &Definition, piece_cells: usi
         Erasure::Keep => {}
         Erasure::Subtract => {
             let out = fold(&shard.events, definition, &EventFilter { time_ms: first_ms..end_ms, ..left })?;
-            for (stored, partial) in tiers(view, definition, &out) {
-                for (place, out) in partial.cells() {
+            for (tier, stored, partial) in tiers(view, definition, &out) {
+                for (place, out) in partial.cells().filter(|(place, _)| shard.keeps(tier, place)) {
                     let known = stored.cell(place)?;
                     let rest = known.map(|mut cell| cell.subtract(out).then_some(cell)).unwrap_or_default();
                     let rest = rest.ok_or_else(|| Error::row("rollup cell", "holds less than is to be taken out"))?;
@@ -90,15 +89,16 @@ pub(super) fn prepare(shard: &Counted, definition: &Definition, piece_cells: usi
             let others = Counted::events(view, definition, &shard.counts.with_erased_to(end_ms))?;
             let filter = EventFilter { time_ms: start_ms..end_ms, seqs: 0..=mark.seq, ..EventFilter::default() };
             let anew = fold(&others, definition, &filter)?;
-            for (stored, partial) in tiers(view, definition, &anew) {
+            for (tier, stored, partial) in tiers(view, definition, &anew) {
                 for place in stored.places_between(start_ms, end_ms)? {
                     cells.insert(stored.key(&place), None);
                 }
-                cells.extend(partial.cells().map(|(place, cell)| (stored.key(place), Some(cell.clone()))));
+                let kept = partial.cells().filter(|(place, _)| shard.keeps(tier, place));
+                cells.extend(kept.map(|(place, cell)| (stored.key(place), Some(cell.clone()))));
             }
         }
     }
-    let to = if end_ms == i64::MAX { settled } else { Mark { erased_to_ms: end_ms, ..mark } };
+    let to = if end_ms == i64::MAX { settled } else { RollupMark { erased_to_ms: Some(end_ms), ..mark.clone() } };
     Ok(Some(cover(to, cells)))
 }
 
@@ -116,9 +116,9 @@ fn tiers<'a>(
     view: &'a View,
     definition: &'a Definition,
     partial: &'a Partial,
-) -> impl Iterator<Item = (Stored<'a>, Cow<'a, Partial>)> {
+) -> impl Iterator<Item = (usize, Stored<'a>, Cow<'a, Partial>)> {
     let tiers = 0..definition.tiers.len();
-    tiers.map(move |tier| (Stored::of(view, definition, tier), partial.of_tier(definition, tier)))
+    tiers.map(move |tier| (tier, Stored::of(view, definition, tier), partial.of_tier(definition, tier)))
 }
 
 /// Where a piece that begins with a bucket of the widest tier ends: before one, or at the end of time.

@@ -53,14 +53,15 @@ pub fn verify(views: &[View], slice: &Slice) -> Result<Verified> {
     // Buckets that begin before it may lack events, or still count forgotten players whose events are gone.
     let dropped_ms = views.iter().map(|view| view.state().events_from_ms).max().unwrap_or(0);
     let from_ms = slice.buckets_ms.start.max(whole_from(&slice.definition, dropped_ms));
-    let buckets_ms = from_ms..slice.buckets_ms.end.max(from_ms);
-    let slice = Slice { buckets_ms: buckets_ms.clone(), ..slice.clone() };
+    let shards = Counted::all(views, &slice.definition)?;
+    let slice = Slice { buckets_ms: from_ms..slice.buckets_ms.end.max(from_ms), ..slice.clone() }.kept(&shards);
+    let buckets_ms = slice.buckets_ms.clone();
     let too_many = |cells: &Partial| match cells.len() {
         ..=CELLS_MAX => Ok(()),
         _ => Err(Error::TooManyCells { cells_max: CELLS_MAX }),
     };
     let (mut raw, mut kept) = (Partial::default(), Partial::default());
-    for shard in Counted::all(views, &slice.definition)? {
+    for shard in &shards {
         for source in shard.view.sources()? {
             let time_ms = buckets_ms.start..buckets_ms.end.saturating_add(width_ms);
             let mut partial = Partial::default();

@@ -5,7 +5,7 @@
 
 use galoo_proto::{
     RollupId,
-    command::{Outcome, RollupChanged, outcome, rejection::Reason},
+    command::{DropBuckets, Outcome, RollupChanged, outcome, rejection::Reason},
     rollup::Rollup,
 };
 use prost::Message;
@@ -27,8 +27,31 @@ impl Turn<'_> {
         if changed {
             // What goes from here on is in its cells first; what went before never is.
             let (events_from_ms, defined_hlc) = (self.state.events_from_ms, self.hlc.0);
-            let kept = Rollup { events_from_ms, defined_hlc, ..rollup.clone() };
+            let mut kept = Rollup { events_from_ms, defined_hlc, ..rollup.clone() };
+            for tier in kept.tiers.iter_mut().filter(|tier| tier.retention_ms > 0) {
+                tier.from_ms = rollup::expiry::kept_from(self.hlc, tier.retention_ms, tier.bucket_ms);
+            }
             self.set(Family::Meta, key, kept.encode_to_vec());
+        }
+        Ok(rollup_changed(changed))
+    }
+
+    /// Moves the first bucket that a tier keeps; never back.
+    pub(super) fn drop_buckets(&mut self, drop: &DropBuckets) -> Result<Outcome> {
+        let (keyspace, id) = (self.shard.keyspace, RollupId(drop.rollup));
+        let key = key::rollup(keyspace, id);
+        let Some(row) = self.get(Family::Meta, &key)? else { return Ok(rollup_changed(false)) };
+        let mut rollup = Rollup::decode(row.as_slice()).map_err(|error| Error::row("rollup", error))?;
+        let Some(tier) = usize::try_from(drop.tier).ok().and_then(|place| rollup.tiers.get_mut(place)) else {
+            return Ok(rollup_changed(false));
+        };
+        let from_ms = rollup::bucket_start(drop.before_ms, tier.bucket_ms);
+        let changed = tier.from_ms.is_none_or(|known| known < from_ms);
+        if changed {
+            tier.from_ms = Some(from_ms);
+            // Cells that follow players are swept later.
+            self.delete_range(Family::Rollups, rollup::expiry::cells_before(keyspace, id, drop.tier, from_ms));
+            self.set(Family::Meta, key, rollup.encode_to_vec());
         }
         Ok(rollup_changed(changed))
     }

@@ -221,6 +221,7 @@ impl Turn<'_> {
             Some(Body::Seal(seal)) => Ok(self.seal(seal.chunk)),
             Some(Body::DefineRollup(rollup)) => self.define_rollup(&rollup),
             Some(Body::DropRollup(drop)) => self.drop_rollup(RollupId(drop.id)),
+            Some(Body::DropBuckets(drop)) => self.drop_buckets(&drop),
             Some(Body::DefineFamily(family)) => Ok(self.define_family(family)),
             Some(Body::DropFamily(drop)) => Ok(self.drop_family(&drop)),
             Some(Body::MoveGcTime(to)) => Ok(self.move_gc_time(Hlc(to.to))),

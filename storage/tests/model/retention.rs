@@ -1,6 +1,6 @@
 //! What is dropped, and who is forgotten: not read at once, gone from the files in time, and counted by rollups as declared.
 
-use galoo_proto::command::Seal;
+use galoo_proto::{command::Seal, rollup::Rollup};
 use galoo_storage::compaction::covered_seq;
 
 use super::*;
@@ -208,6 +208,93 @@ fn what_rollups_owe_is_settled_before_the_events_go() {
     check(&world, &model);
     world.crash();
     check(&world, &model);
+}
+
+/// Cells of a tier go with the command that drops its buckets, or are swept where they follow players, a few players at a
+/// time; what comes late for them is not kept either, and other tiers lose nothing.
+#[test]
+fn buckets_of_a_tier_are_dropped_for_good() {
+    let folder = tempfile::tempdir().expect("folder");
+    let batch = |from: i64| (0..40).map(|at| event((at as u8 % 4, from + at, at as u8 % 6))).collect();
+    let (mut world, mut model) = world(folder.path(), &[batch(0), batch(20)]);
+    let cover = |world: &World, model: &Model| {
+        rollups::cover_all(&world.view(), &world.engine, &model.rollups);
+        check(world, model);
+    };
+    (0..2).for_each(|_| cover(&world, &model));
+    let drop_buckets = |world: &mut World, model: &mut Model, rollup: u64, tier: u32, before_ms: i64| {
+        let outcome = world.apply(Body::DropBuckets(DropBuckets { rollup, tier, before_ms }));
+        let changed = Some(outcome::Result::RollupChanged(RollupChanged { changed: true }));
+        assert_eq!(outcome.result, changed);
+        let width = rollups::definition(rollup).tiers[tier as usize].bucket_ms;
+        let counts = model.rollups.get_mut(&rollup).expect("is there");
+        counts.kept_from[tier as usize] = Some(before_ms / width * width);
+        check(world, model);
+    };
+    drop_buckets(&mut world, &mut model, 2, 1, 25);
+    drop_buckets(&mut world, &mut model, 1, 0, 31);
+    let holds = |world: &World, model: &Model| [1, 2].map(|id| rollups::holds_dropped(world, id, &model.rollups[&id]));
+    assert_eq!(holds(&world, &model), [true, false], "cells of players are swept");
+    cover(&world, &model);
+    // The cut moves on in the middle of a sweep.
+    drop_buckets(&mut world, &mut model, 1, 0, 41);
+    let mut rounds = 1;
+    while holds(&world, &model)[0] {
+        cover(&world, &model);
+        rounds += 1;
+        assert!(rounds < 20);
+    }
+    assert!(rounds > 2, "{rounds}");
+    // Late events of a bucket that went.
+    model.events.extend(batch(5));
+    world.apply(append(None, batch(5)));
+    check(&world, &model);
+    world.apply(Body::Seal(Seal { chunk: world.shard.state().open.unwrap_or_default().id }));
+    (0..2).for_each(|_| cover(&world, &model));
+    assert_eq!(covered_seq(&world.view()).expect("reads"), 120);
+    assert_eq!(holds(&world, &model), [false, false]);
+    let again = Body::DropBuckets(DropBuckets { rollup: 2, tier: 1, before_ms: 24 });
+    let unchanged = Some(outcome::Result::RollupChanged(RollupChanged { changed: false }));
+    assert_eq!(world.apply(again).result, unchanged, "never back");
+    world.crash();
+    check(&world, &model);
+}
+
+/// The leader drops buckets in steps, and only while a tier has some that are too old; a rollup that is made begins there.
+#[test]
+fn tiers_follow_the_time_at_the_distance_of_their_retention() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (mut world, mut model) = world(folder.path(), &[(0..30).map(|at| event((0, at * 1_000, 1))).collect()]);
+    let mut rollup = rollups::definition(10);
+    rollup.tiers.iter_mut().zip([10_000, 0, 100_000]).for_each(|(tier, retention_ms)| tier.retention_ms = retention_ms);
+    world.apply(Body::DefineRollup(rollup.clone()));
+    let view = world.view();
+    let from_ms: Vec<_> = view.rollups().expect("reads")[2].tiers.iter().map(|tier| tier.from_ms).collect();
+    assert_eq!(from_ms, [None; 4], "the shard's time is about a second");
+    model.rollups.insert(10, Default::default());
+    let cuts = |world: &World, now_ms: u64| {
+        let cuts = galoo_storage::rollup::expiry::cuts(&world.view(), Hlc::from_millis(now_ms)).expect("reads");
+        cuts.iter().map(|cut| (cut.rollup, cut.tier, cut.before_ms)).collect::<Vec<_>>()
+    };
+    assert_eq!(cuts(&world, 20_000), [], "nothing is covered yet");
+    rollups::cover_all(&world.view(), &world.engine, &model.rollups);
+    assert_eq!(cuts(&world, 9_999), []);
+    assert_eq!(cuts(&world, 20_004), [(10, 0, 10_000)]);
+    assert_eq!(cuts(&world, 120_000), [(10, 0, 110_000), (10, 2, 20_000)]);
+    world.apply(Body::DropBuckets(DropBuckets { rollup: 10, tier: 0, before_ms: 10_000 }));
+    model.rollups.get_mut(&10).expect("is there").kept_from[0] = Some(10_000);
+    check(&world, &model);
+    assert_eq!(cuts(&world, 20_995), [], "less than a step");
+    assert_eq!(cuts(&world, 21_000), [(10, 0, 11_000)]);
+    world.apply(Body::DropBuckets(DropBuckets { rollup: 10, tier: 0, before_ms: 50_000 }));
+    assert_eq!(cuts(&world, 70_000), [], "no bucket is left");
+    // Of a later shard's time.
+    let hlc = Hlc::from_millis(30_000).0;
+    let command = Command { version: 1, hlc, body: Some(Body::DefineRollup(Rollup { id: 18, ..rollup })) };
+    world.shard.apply(world.log.len() as u64 + 1, &[&command.encode_to_vec()]).expect("applies");
+    let rollups = world.view().rollups().expect("reads");
+    let from_ms: Vec<_> = rollups.last().expect("some").tiers.iter().map(|tier| tier.from_ms).collect();
+    assert_eq!(from_ms, [Some(20_000), None, None, None]);
 }
 
 /// Commands behind one that forgets, in the same entry, do not see what it removed.

@@ -8,6 +8,7 @@ use std::{
 use galoo_proto::{
     Keyspace,
     command::{Seal, command::Body},
+    record::RollupMark,
     rollup::{
         Aggregate, Bucket, Column, Erasure, Field, Function, Group, Literal, Operand, Predicate, Property,
         PropertyType, Rollup, Test, Tier, column, group, literal, operand,
@@ -20,8 +21,7 @@ use galoo_storage::{
         Definition, bucket_start,
         cache::{Limits, RollupCache},
         cell::Value,
-        cover,
-        mark::Mark,
+        cover, mark,
         read::{RollupRows, Slice},
         verify::verify,
     },
@@ -169,7 +169,7 @@ pub fn definition(id: u64) -> Rollup {
             )
         }
     };
-    let tiers = widths_ms.iter().map(|bucket_ms| Tier { bucket_ms: *bucket_ms }).collect();
+    let tiers = widths_ms.iter().map(|bucket_ms| Tier { bucket_ms: *bucket_ms, ..Tier::default() }).collect();
     let name = format!("r{id}");
     let erasure = erasure(id).into();
     Rollup { version: 1, id, name, tiers, event_types, columns, predicates, groups_max, erasure, ..Default::default() }
@@ -355,13 +355,15 @@ pub struct Counts {
     pub from_ms: i64,
     /// But for those of so many players who were forgotten before it was made.
     pub forgotten: usize,
+    /// For each tier, the first bucket that is kept.
+    pub kept_from: [Option<i64>; 4],
 }
 
 impl Counts {
     /// Whether an event is counted by cells that are this far; `forgotten` are all who were forgotten by now.
-    fn count(&self, id: u64, seq: u64, event: &Event, forgotten: &[Forgotten], mark: &Mark) -> bool {
+    fn count(&self, id: u64, seq: u64, event: &Event, forgotten: &[Forgotten], mark: &RollupMark) -> bool {
         let widest_ms = definition(id).tiers.last().expect("a tier").bucket_ms;
-        let next = forgotten.iter().skip(self.forgotten).find(|one| one.hlc > mark.erased.0);
+        let next = forgotten.iter().skip(self.forgotten).find(|one| one.hlc > mark.erased_hlc);
         let is_out = |(place, one): (usize, &Forgotten)| {
             let from_ms = match erasure(id) {
                 // A rollup that names players says nothing of one who was forgotten.
@@ -371,7 +373,8 @@ impl Counts {
                 // Buckets of which nothing had been dropped.
                 Erasure::Recompute => (one.dropped_ms + widest_ms - 1) / widest_ms * widest_ms,
             };
-            let is_settled = one.hlc <= mark.erased.0 || Some(one) == next && event.event_time_ms < mark.erased_to_ms;
+            let is_settled = one.hlc <= mark.erased_hlc
+                || Some(one) == next && mark.erased_to_ms.is_some_and(|to_ms| event.event_time_ms < to_ms);
             is_settled && event.event_time_ms >= from_ms
         };
         let hiding = forgotten.iter().enumerate().filter(|(_, one)| one.hides(seq, event));
@@ -389,12 +392,13 @@ pub fn check(views: &[View], live: &Live, events: &[Event], forgotten: &[Forgott
     for (id, counts) in live {
         let definition = Arc::new(Definition::parse(&definition(*id)).expect("valid"));
         // Where there are two shards nobody is forgotten.
-        let mark = Mark::of(&views[0], definition.id).expect("reads");
+        let mark = mark::of(&views[0], definition.id).expect("reads");
         let all = (1..).zip(events).filter(|(seq, event)| counts.count(*id, *seq, event, forgotten, &mark));
         let counted: Vec<_> = all.map(|(_, event)| event.clone()).collect();
         let streaming = RollupCache::new(Limits { merged_bytes_max: 0, ..Limits::default() });
         for (tier, width) in definition.tiers.iter().enumerate() {
-            let all = expected(*id, width.bucket_ms, &counted);
+            let mut all = expected(*id, width.bucket_ms, &counted);
+            all.retain(|(bucket, _), _| counts.kept_from[tier].is_none_or(|from_ms| *bucket >= from_ms));
             let everything = Slice { definition: definition.clone(), tier, buckets_ms: i64::MIN..i64::MAX };
             for (name, cache) in [
                 ("nothing", &RollupCache::default()),
@@ -430,6 +434,22 @@ pub fn cover_all(view: &View, engine: &Arc<dyn galoo_storage::engine::Engine>, l
         assert!(cover::commit(engine, view.keyspace(), prepared).expect("commits"));
         assert!(!cover::commit(engine, view.keyspace(), stale).expect("reads"), "a stale cover counts events twice");
     }
+}
+
+/// Whether a rollup's tiers hold cells of buckets that were dropped.
+pub fn holds_dropped(world: &World, id: u64, counts: &Counts) -> bool {
+    let snapshot = world.engine.snapshot();
+    counts.kept_from.iter().enumerate().any(|(tier, kept_from)| {
+        let range = galoo_storage::key::rollup_tier(world.keyspace, galoo_proto::RollupId(id), tier as u8);
+        let mut rows = snapshot.rows(Family::Rollups, &range.start..&range.end, Direction::Forward).expect("reads");
+        let mut old = false;
+        while let Some((key, _)) = rows.next().expect("reads") {
+            let bucket: [u8; 8] = key[range.start.len() + 8..][..8].try_into().expect("a bucket");
+            let bucket = (u64::from_be_bytes(bucket) ^ 1 << 63).cast_signed();
+            old |= kept_from.is_some_and(|from_ms| bucket < from_ms);
+        }
+        old
+    })
 }
 
 /// What happens to one of two shards.
