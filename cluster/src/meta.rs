@@ -233,8 +233,11 @@ impl MetaState {
         let game = game.id;
         let mut rollup = create.rollup.unwrap_or_default();
         let is_taken = |name: &String| self.rollups(GameId(game)).any(|known| known.tables().any(|one| one == *name));
-        if rollup.tables().any(|name| is_taken(&name)) {
+        if self.rollups(GameId(game)).any(|known| known.name == rollup.name) {
             return refused(Reason::RollupExists, 0, 0);
+        }
+        if rollup.tables().any(|name| is_taken(&name)) {
+            return refused(Reason::TableExists, 0, 0);
         }
         let found = self.rollups(GameId(game)).count();
         if found >= ROLLUPS_MAX {
@@ -473,10 +476,10 @@ mod tests {
             Body::CreateRollup(CreateRollup { game: "sc2".into(), rollup })
         };
         apply(&mut state, rollup("seconds_1d"));
-        assert_eq!(reason(&apply(&mut state, tiered("seconds"))), Some(Reason::RollupExists));
+        assert_eq!(reason(&apply(&mut state, tiered("seconds"))), Some(Reason::TableExists));
         apply(&mut state, Body::DropRollup(DropRollup { game: "sc2".into(), name: "seconds_1d".into() }));
         apply(&mut state, tiered("seconds"));
-        assert_eq!(reason(&apply(&mut state, rollup("seconds_1d"))), Some(Reason::RollupExists));
+        assert_eq!(reason(&apply(&mut state, rollup("seconds_1d"))), Some(Reason::TableExists));
         apply(&mut state, Body::DropRollup(DropRollup { game: "sc2".into(), name: "seconds".into() }));
         let drop = || Body::DropRollup(DropRollup { game: "sc2".into(), name: "hours".into() });
         apply(&mut state, drop());

@@ -87,6 +87,9 @@ pub enum NodeError {
     /// The rollup exists already.
     #[error("rollup {0:?} exists already")]
     RollupExists(String),
+    /// Another rollup has a table of the name that one of this rollup's tiers would have.
+    #[error("rollup {0:?} would have a table that another rollup has already: a tier's table is named after its width")]
+    TableExists(String),
     /// There is no such rollup.
     #[error("rollup {0:?} does not exist")]
     UnknownRollup(String),
@@ -164,6 +167,8 @@ pub struct Node {
     leaders: Mutex<HashMap<GroupId, NodeId>>,
     clock: Mutex<Hlc>,
     waiting: Arc<Semaphore>,
+    /// One rollup is compared with its events at a time.
+    verifying: Arc<Semaphore>,
     disk: Disk,
 }
 
@@ -233,6 +238,7 @@ impl Node {
             leaders: Mutex::default(),
             clock: Mutex::default(),
             waiting: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
+            verifying: Arc::new(Semaphore::new(1)),
             disk,
         });
         tokio::spawn(node.clone().follow_moves(to_move));

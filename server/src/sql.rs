@@ -31,7 +31,7 @@ impl NodeSql {
 fn sql_error(error: &NodeError) -> SqlError {
     let code = match error {
         NodeError::UnknownGame(_) => "3D000",
-        NodeError::RollupExists(_) => "42P07",
+        NodeError::RollupExists(_) | NodeError::TableExists(_) => "42P07",
         NodeError::UnknownRollup(_) | NodeError::UnknownFamily(_) => "42P01",
         NodeError::Invalid(_) | NodeError::Refused(_) | NodeError::GameExists(_) => "22023",
         NodeError::DiskFull(_) => "53100",

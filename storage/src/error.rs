@@ -82,10 +82,10 @@ pub enum Error {
     #[error("rollup: {0}")]
     SumTooLarge(#[from] crate::rollup::accumulator::SumTooLarge),
     /// A part of a rollup that is too large to be compared at once.
-    #[error("the rollup has more than {cells_max} cells there; compare a shorter time")]
+    #[error("the rollup's cells there take more than {bytes_max} bytes in memory; compare a shorter time")]
     TooManyCells {
-        /// How many may be compared.
-        cells_max: usize,
+        /// How much may be compared.
+        bytes_max: usize,
     },
     /// The state as it was at a time is not kept any more.
     #[error("as_of is {as_of}; the state is kept from {oldest} on")]

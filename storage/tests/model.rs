@@ -41,6 +41,7 @@ use galoo_storage::{
     engine::{Direction, Engine, memory::MemoryEngine, rocks, rocks::RocksEngine},
     key::Selection,
     properties,
+    rollup::cover::Piece,
     segment::{self, SegmentFiles},
     shard::{Checksum, Shard},
     view::{Column, EventFilter, Source, View},
@@ -539,7 +540,11 @@ fn run(steps: &[Step], world: &mut World) -> Model {
                 }
             }
             Step::Cover if world.log.is_empty() => {}
-            Step::Cover => rollups::cover_all(&world.view(), &world.engine, &model.rollups),
+            Step::Cover => {
+                // Also parts of a chunk or segment.
+                let piece = Piece { cells: 3, bytes: if at % 2 == 0 { 1_500 } else { 1 << 20 } };
+                rollups::cover_pieces(&world.view(), &world.engine, &model.rollups, &piece);
+            }
             Step::Flush => world.flush(),
             Step::Crash => {
                 world.crash();

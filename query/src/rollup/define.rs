@@ -3,7 +3,7 @@
 //! The SELECT is planned as any other, so that names and types are checked by the same rules; the plan must then be one
 //! aggregate over `events` that can be kept event by event. Whatever else it does is refused with the reason.
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, TimeUnit};
 use datafusion::{
     common::{Column as ColumnRef, ScalarValue},
     error::DataFusionError,
@@ -106,6 +106,9 @@ pub async fn plan(
             Some(types) => event_types = types,
             None => predicates.extend(reading.predicates(one)?),
         }
+    }
+    if aggregate.group_expr.iter().any(|group| matches!(group, Expr::GroupingSet(_))) {
+        return Err(unkept("GROUP BY ROLLUP, CUBE and GROUPING SETS are not kept; make a rollup of each"));
     }
     let (mut columns, mut bucket_ms, mut groups) = (Vec::new(), 0, Vec::new());
     for expr in shown {
@@ -352,9 +355,14 @@ fn literal(value: &ScalarValue, data_type: &DataType) -> Option<Literal> {
     let is_text = |data_type: &DataType| data_type.is_string();
     let is_time = matches!(data_type, DataType::Timestamp(..));
     let cast = value.cast_to(data_type).ok()?;
-    // A text is a time as it is written, and nothing else.
-    let is_same = is_time && is_text(&value.data_type())
-        || is_text(data_type) == is_text(&value.data_type()) && cast.cast_to(&value.data_type()).ok()? == *value;
+    // A text is a time as it is written, to the millisecond, and nothing else.
+    let nanoseconds = DataType::Timestamp(TimeUnit::Nanosecond, None);
+    let is_same = is_time
+        && is_text(&value.data_type())
+        && cast.cast_to(&nanoseconds).ok()? == value.cast_to(&nanoseconds).ok()?
+        || !(is_time && is_text(&value.data_type()))
+            && is_text(data_type) == is_text(&value.data_type())
+            && cast.cast_to(&value.data_type()).ok()? == *value;
     let kind = match cast {
         ScalarValue::Boolean(Some(value)) => literal::Kind::Bool(value),
         ScalarValue::Int64(Some(value)) | ScalarValue::TimestampMillisecond(Some(value), _) => {
@@ -610,6 +618,18 @@ mod tests {
             (
                 "SELECT time_bucket('1 hour', event_time) AS b, player_id, count(*) AS n FROM events GROUP BY 1, 2 WITH (erasure = 'recompute')",
                 "always go",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, first_value(player_id ORDER BY event_time, seq) AS opener FROM events GROUP BY 1",
+                "would be named for ever",
+            ),
+            (
+                "SELECT time_bucket('1 hour', event_time) AS b, count(*) AS n FROM events WHERE event_time < '2024-01-01T00:00:00.0005' GROUP BY 1",
+                "",
+            ),
+            (
+                "SELECT count(*) AS n FROM events GROUP BY ROLLUP(time_bucket('1 hour', event_time), event_type)",
+                "GROUPING SETS",
             ),
             (
                 "SELECT time_bucket('1 hour', event_time) AS b, weight, count(*) AS n FROM events GROUP BY 1, 2",

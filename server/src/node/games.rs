@@ -110,6 +110,7 @@ fn game(name: &str, outcome: MetaOutcome) -> Result<GameRecord, NodeError> {
                 Reason::Unspecified
                 | Reason::RollupExists
                 | Reason::RollupUnknown
+                | Reason::TableExists
                 | Reason::TooManyRollups
                 | Reason::FamilyUnknown
                 | Reason::TooManyFamilies => {

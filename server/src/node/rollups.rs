@@ -3,7 +3,7 @@
 //! The meta group's word is what counts: a shard that has not heard it, because the node that was asked died on the way, is
 //! told by its leader ([`Node::missing_rollups`]).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::try_join_all;
 use galoo_cluster::META_GROUP;
@@ -22,6 +22,9 @@ use galoo_storage::{
 use tokio::task::spawn_blocking;
 
 use super::{Node, NodeError, unexpected};
+
+/// When to ask again while a rollup is compared with its events: a node does that for one at a time.
+const VERIFY_WAIT: Duration = Duration::from_secs(1);
 
 impl Node {
     /// Makes a rollup; returns when every shard of the game keeps it.
@@ -92,7 +95,15 @@ impl Node {
         let definition = Arc::new(Definition::parse(rollup).map_err(galoo_storage::Error::Rollup)?);
         let buckets_ms = request.from_ms.unwrap_or(i64::MIN)..request.to_ms.unwrap_or(i64::MAX);
         let slice = Slice { definition, tier, buckets_ms };
-        let verified = spawn_blocking(move || verify(&views, &slice)).await.map_err(|_| NodeError::Stopping)??;
+        let Ok(one) = self.verifying.clone().try_acquire_owned() else {
+            return Err(NodeError::Busy { retry_after: VERIFY_WAIT });
+        };
+        let work = move || {
+            // It works on also when the caller is gone.
+            let _one = one;
+            verify(&views, &slice)
+        };
+        let verified = spawn_blocking(work).await.map_err(|_| NodeError::Stopping)??;
         Ok(VerifyRollupResponse {
             from_ms: verified.buckets_ms.start,
             to_ms: verified.buckets_ms.end,
@@ -121,6 +132,7 @@ fn record(game: &str, name: &str, outcome: MetaOutcome) -> Result<RollupRecord, 
         Some(meta_outcome::Result::Rejected(rejection)) => Err(match rejection.reason() {
             Reason::GameUnknown => NodeError::UnknownGame(game.to_owned()),
             Reason::RollupExists => NodeError::RollupExists(name.to_owned()),
+            Reason::TableExists => NodeError::TableExists(name.to_owned()),
             Reason::RollupUnknown => NodeError::UnknownRollup(name.to_owned()),
             _ => NodeError::Refused(format!(
                 "rollups: game {game:?} has {}; the limit is {}",

@@ -131,7 +131,9 @@ impl From<NodeError> for Status {
             NodeError::UnknownGame(_) | NodeError::UnknownRollup(_) | NodeError::UnknownFamily(_) => {
                 Self::not_found(message)
             }
-            NodeError::GameExists(_) | NodeError::RollupExists(_) => Self::already_exists(message),
+            NodeError::GameExists(_) | NodeError::RollupExists(_) | NodeError::TableExists(_) => {
+                Self::already_exists(message)
+            }
             NodeError::Refused(_) | NodeError::NotHere { .. } => Self::failed_precondition(message),
             NodeError::DiskFull(_) => refused_for(DISK_RETRY_AFTER, message),
             NodeError::Busy { retry_after } => refused_for(retry_after, message),

@@ -19,12 +19,7 @@ use super::{
     partial::Partial,
     read::Slice,
 };
-use crate::{
-    Result,
-    erasure::ALWAYS,
-    lru::Lru,
-    view::{EventFilter, Source},
-};
+use crate::{Result, lru::Lru, view::Source};
 
 /// An entry's share of the bound beside its cells, so that their number is bounded too.
 const ENTRY_BYTES: usize = 1 << 10;
@@ -140,8 +135,7 @@ impl RollupCache {
             return Ok(known);
         }
         let mut partial = Partial::clone(&known);
-        let filter = EventFilter { seqs: through + 1..=last, time_ms: ALWAYS, ..EventFilter::default() };
-        partial.fold(definition, &shard.events, source, filter)?;
+        partial.fold_all(definition, shard, source, through + 1..=last, usize::MAX)?;
         let partial = Arc::new(partial);
         let is_newer = |there: &Value| matches!(there, Value::Partial(through, _) if *through >= last);
         self.put(key, Value::Partial(last, partial.clone()), is_newer);

@@ -21,9 +21,8 @@ use super::{
 use crate::{
     Result,
     engine::{Direction, Engine, Family, WriteBatch},
-    erasure::ALWAYS,
     key, shard,
-    view::{EventFilter, View},
+    view::View,
 };
 
 /// Cells to write, made from one view, and the mark that they were made at.
@@ -59,33 +58,51 @@ impl Cover {
 }
 
 /// Works out what is next for a rollup's cells: it settles what it owes ([`settle`]), or lets go of cells that are too old
-/// ([`expiry`]), or folds the first chunk or segment behind its mark that will not grow, and adds the cells that are there.
+/// ([`expiry`]), or folds the first chunk or segment behind its mark that will not grow, or a part of it, and adds the cells that
+/// are there.
 ///
 /// Returns `None` when there is nothing to do. Nothing is written: see [`commit`].
 pub fn prepare(view: &View, definition: &Definition) -> Result<Option<Cover>> {
-    prepare_within(view, definition, settle::PIECE_CELLS)
+    prepare_within(view, definition, &Piece::default())
 }
 
-/// As [`prepare`], with another bound on what is settled at a time.
-pub fn prepare_within(view: &View, definition: &Definition, piece_cells: usize) -> Result<Option<Cover>> {
+/// How much is done at a time.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// Cells that are settled or swept, about; if they are not all in one bucket of the widest tier, or one player's.
+    pub cells: usize,
+    /// What the cells of a part of a source take in memory, in the narrowest tier; if it is not one event's.
+    pub bytes: usize,
+}
+
+impl Default for Piece {
+    fn default() -> Self {
+        Self { cells: 65_536, bytes: 64 << 20 }
+    }
+}
+
+/// As [`prepare`], with another bound.
+pub fn prepare_within(view: &View, definition: &Definition, piece: &Piece) -> Result<Option<Cover>> {
     let shard = Counted::open(view, definition)?;
-    if let Some(cover) = settle::prepare(&shard, definition, piece_cells)? {
+    if let Some(cover) = settle::prepare(&shard, definition, piece.cells)? {
         return Ok(Some(cover));
     }
-    match expiry::sweep(&shard, definition, piece_cells)? {
+    match expiry::sweep(&shard, definition, piece.cells)? {
         Some(cover) => Ok(Some(cover)),
-        None => cover_next(&shard, definition),
+        None => cover_next(&shard, definition, piece.bytes),
     }
 }
 
-fn cover_next(shard: &Counted, definition: &Definition) -> Result<Option<Cover>> {
+fn cover_next(shard: &Counted, definition: &Definition, bytes_max: usize) -> Result<Option<Cover>> {
     let (view, mark) = (&shard.view, &shard.mark);
     let behind = view.sources_behind(Seq(mark.seq))?;
     let Some(source) = behind.iter().find(|source| !view.grows(source)) else { return Ok(None) };
-    let through = source.last_seq().0;
-    let mut partial = Partial::default();
-    let filter = EventFilter { seqs: mark.seq + 1..=through, time_ms: ALWAYS, ..EventFilter::default() };
-    partial.fold(definition, &shard.events, source, filter)?;
+    let (mut through, mut partial) = (source.last_seq().0, Partial::default());
+    while !partial.fold_all(definition, shard, source, mark.seq + 1..=through, bytes_max)? {
+        // Half of it may be little enough; one event always is.
+        through = mark.seq + (through - mark.seq).div_ceil(2);
+        partial = Partial::default();
+    }
     let mut changes = HashMap::new();
     for tier in 0..definition.tiers.len() {
         let stored = Stored::of(view, definition, tier);
@@ -151,15 +168,16 @@ impl<'a> Stored<'a> {
 
     /// Folds groups that are too many for their bucket, with those that are there, into `other`; returns which of those go.
     fn bound(&self, changed: &mut Cells, groups_max: usize) -> Result<Vec<Vec<u8>>> {
-        let mut buckets: Vec<Vec<u8>> = changed.keys().map(|place| place[..BUCKET_BYTES].to_vec()).collect();
-        buckets.sort_unstable();
-        buckets.dedup();
+        let mut buckets: HashMap<Vec<u8>, Vec<Vec<u8>>> = HashMap::new();
+        for place in changed.keys() {
+            buckets.entry(place[..BUCKET_BYTES].to_vec()).or_default().push(place.clone());
+        }
         let mut gone = Vec::new();
-        for bucket in buckets {
+        for (bucket, mut new) in buckets {
             let mut places = self.places(&bucket)?;
             let known: HashSet<Vec<u8>> = places.iter().cloned().collect();
-            let new = changed.keys().filter(|place| place.starts_with(&bucket) && !known.contains(*place));
-            places.extend(new.cloned());
+            new.retain(|place| !known.contains(place));
+            places.extend(new);
             let other = other_place(&bucket);
             for place in surplus(places.iter().map(Vec::as_slice), groups_max) {
                 let cell = match changed.remove(place) {

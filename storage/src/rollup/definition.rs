@@ -534,6 +534,9 @@ fn parse_aggregate(found: &rollup::Aggregate) -> Result<Aggregate, &'static str>
         Function::Quantile if !is_number => Err("a quantile needs a number"),
         Function::Quantile if !(0.0..=1.0).contains(&found.quantile) => Err("a quantile is 0 to 1"),
         Function::Quantile => Ok(Aggregate::Quantile(over, found.quantile)),
+        Function::First | Function::Last if over == Operand::PlayerId => {
+            Err("the first or last player would be named for ever, also once forgotten; group by player_id instead")
+        }
         Function::First => Ok(Aggregate::First(over, nulls)),
         Function::Last => Ok(Aggregate::Last(over, nulls)),
         _ => Err("min and max need a number or a time"),
@@ -621,6 +624,8 @@ mod tests {
             (Function::Max, Field::PlayerId),
             (Function::CountDistinct, Field::EventType),
             (Function::Quantile, Field::EventTime),
+            (Function::First, Field::PlayerId),
+            (Function::Last, Field::PlayerId),
         ] {
             let columns = vec![bucket(), of(function, Some(field(operand)))];
             assert!(matches!(parse(3_600_000, columns), Err(InvalidRollup::Aggregate { .. })), "{function:?}");

@@ -71,6 +71,7 @@ impl Merged {
         let mut cells: Vec<_> = cells.into_iter().collect();
         cells.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
         let mut merged = Self { slice, marks, cells, read, memory_bytes };
+        merged.bound();
         merged.count_bytes();
         Ok(Some(merged).filter(|merged| merged.memory_bytes <= bytes_max))
     }
@@ -154,6 +155,15 @@ impl Merged {
         Ok(Some(self))
     }
 
+    /// Folds groups that are too many for their bucket into one.
+    fn bound(&mut self) {
+        if self.slice.definition.groups_max.is_some() {
+            let mut cells = Partial::of(std::mem::take(&mut self.cells));
+            cells.bound(&self.slice.definition);
+            self.cells = cells.into_sorted();
+        }
+    }
+
     /// Adds the partial of a shard's events with these sequence numbers, and moves the shard's mark behind them.
     fn add(&mut self, shard: usize, partial: &Partial, seqs: Range<u64>) {
         let mark = &mut self.marks[shard];
@@ -176,6 +186,7 @@ impl Merged {
             }
         }
         self.cells.extend(known);
+        self.bound();
         self.count_bytes();
     }
 

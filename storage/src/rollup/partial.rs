@@ -1,6 +1,6 @@
 //! Partials: the aggregate of a part of one chunk or segment, in memory, by buckets of the narrowest tier.
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, ops::RangeInclusive, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, StringViewArray},
@@ -19,11 +19,13 @@ use super::{
     cell::{
         Cell, Value, bucket_of, cell_bytes, moved, push_bool, push_int, push_null, push_text, start_place, sum_place,
     },
+    counted::Counted,
     definition::{Nulls, Part},
     float_range, int_range_start,
 };
 use crate::{
     Result,
+    erasure::ALWAYS,
     view::{Column, EventFilter, Source, View},
 };
 
@@ -208,14 +210,31 @@ impl<'d> Fold<'d> {
 }
 
 impl Partial {
+    /// Adds a source's events with these sequence numbers, as [`Self::fold`] does.
+    pub(super) fn fold_all(
+        &mut self,
+        definition: &Definition,
+        shard: &Counted,
+        source: &Source,
+        seqs: RangeInclusive<u64>,
+        bytes_max: usize,
+    ) -> Result<bool> {
+        let is_one = seqs.start() == seqs.end();
+        let filter = EventFilter { seqs, time_ms: ALWAYS, ..EventFilter::default() };
+        self.fold(definition, &shard.events, source, filter, if is_one { usize::MAX } else { bytes_max })
+    }
+
     /// Adds those of a source's events that the rollup counts ([`super::counted`]) and that pass a filter.
+    ///
+    /// Returns false, with some of them missing, when the cells take more than `bytes_max` in memory.
     pub(super) fn fold(
         &mut self,
         definition: &Definition,
         counted: &View,
         source: &Source,
         filter: EventFilter,
-    ) -> Result<()> {
+        bytes_max: usize,
+    ) -> Result<bool> {
         let fold = Fold::new(definition);
         let columns: Arc<[Column]> = fold.columns.clone().into();
         let event_types = definition.event_types.clone();
@@ -230,9 +249,12 @@ impl Partial {
                 bound(&mut self.cells, groups_max);
                 bound_at = self.len();
             }
+            if bytes_max < usize::MAX && self.memory_bytes() > bytes_max {
+                return Ok(false);
+            }
         }
         self.bound(definition);
-        Ok(())
+        Ok(true)
     }
 
     /// Folds groups that are too many for their bucket into one.
@@ -268,6 +290,11 @@ impl Partial {
         let mut cells: Vec<_> = self.cells.into_iter().collect();
         cells.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
         cells
+    }
+
+    /// Holds cells of different places.
+    pub(super) fn of(cells: Vec<(Vec<u8>, Cell)>) -> Self {
+        Self { cells: cells.into_iter().collect() }
     }
 
     /// Puts a cell that is not there yet.

@@ -3,8 +3,9 @@
 //! A DDSketch (Masson, Rim and Lee, "DDSketch: a fast and fully-mergeable quantile sketch with relative-error guarantees",
 //! 2019) whose ranges follow the bits of a float: each power of two is cut into 64 of equal width, so a value differs from the
 //! middle of its range by at most 1/128 of itself, 0.8 %. No logarithm is taken, so every machine gives the same. Beyond
-//! [`RANGES_MAX`] ranges the lowest are folded into one; what is left, the highest ranges that were ever hit, does not
-//! depend on the order either. They span at least 64 powers of two: only values 10^19 times smaller than others lose.
+//! [`RANGES_MAX`] ranges those nearest to zero are folded into that of zero; what is left, the ranges furthest from zero that
+//! were ever hit, does not depend on the order either. They span at least 31 powers of two on each side: only values 10^9 times
+//! smaller than others lose, and are taken for zero.
 //!
 //! ```text
 //! sketch    ranges varint | for each, ascending: number varint (the first zigzag, the others less the one before) | values varint
@@ -22,6 +23,9 @@ const SHIFT: u32 = 52 - 6;
 /// Values by range.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Quantiles(BTreeMap<i32, u64>);
+
+/// The range of zero.
+const ZERO: i32 = 0;
 
 /// The number of a value's range; larger values have larger ones. Both zeros are in one range.
 fn range_of(value: f64) -> i32 {
@@ -58,46 +62,32 @@ impl Quantiles {
 
     /// Takes out the values of another sketch; returns false, and has changed, when it does not hold them.
     ///
-    /// Of ranges below all that are kept, values are in the lowest that is.
+    /// What is not in its own range is in that of zero.
     pub fn subtract(&mut self, other: &Self) -> bool {
-        let mut left: u64 = 0;
-        for (range, values) in other.0.iter().rev() {
-            let lowest = self.0.first_key_value().map(|(lowest, _)| *lowest);
-            let mut out = *values;
-            match self.0.get_mut(range) {
-                _ if lowest.is_none_or(|lowest| *range < lowest) => left += std::mem::take(&mut out),
-                Some(known) => {
-                    let taken = out.min(*known);
-                    *known -= taken;
-                    out -= taken;
-                    if *known == 0 {
-                        self.0.remove(range);
-                    }
-                }
-                None => {}
-            }
-            if out > 0 {
-                return false;
-            }
+        let mut from_zero = 0;
+        for (range, out) in &other.0 {
+            let known = self.0.get_mut(range).filter(|_| *range != ZERO);
+            from_zero += known.map_or(*out, |known| {
+                let taken = (*out).min(*known);
+                *known -= taken;
+                out - taken
+            });
         }
-        while left > 0 {
-            let Some(mut lowest) = self.0.first_entry() else { return false };
-            let taken = left.min(*lowest.get());
-            left -= taken;
-            *lowest.get_mut() -= taken;
-            if *lowest.get() == 0 {
-                lowest.remove();
-            }
-        }
-        true
+        let zero = self.0.entry(ZERO).or_default();
+        let rest = zero.checked_sub(from_zero);
+        *zero = rest.unwrap_or(0);
+        self.0.retain(|_, values| *values > 0);
+        rest.is_some()
     }
 
     fn bound(&mut self) {
         while self.0.len() > RANGES_MAX {
-            let Some((_, values)) = self.0.pop_first() else { break };
-            if let Some(mut next) = self.0.first_entry() {
-                *next.get_mut() += values;
-            }
+            let above = self.0.range(1..).next().map(|(range, _)| *range);
+            let below = self.0.range(..0).next_back().map(|(range, _)| *range);
+            let is_nearer = |below: &i32| above.is_none_or(|above| -(below + 1) <= above);
+            let Some(nearest) = below.filter(is_nearer).or(above) else { break };
+            let values = self.0.remove(&nearest).unwrap_or(0);
+            *self.0.entry(ZERO).or_default() += values;
         }
     }
 
@@ -177,17 +167,25 @@ mod tests {
         assert_eq!(of([f64::MAX]).value(0.5).map(|found| found / f64::MAX > 0.99), Some(true));
     }
 
-    /// The lowest values are folded together, in whatever order they come; the others keep their error.
+    /// Values near zero are folded together, in whatever order they come; the others keep their error, on both sides.
     #[test]
-    fn too_many_ranges_fold_at_the_low_end() {
-        let values: Vec<f64> =
-            (-600..600).flat_map(|power| (0..8).map(move |n| (1.0 + f64::from(n) / 8.0) * 2f64.powi(power))).collect();
+    fn too_many_ranges_fold_near_zero() {
+        let powers = (-600..600).flat_map(|power| (0..8).map(move |n| (1.0 + f64::from(n) / 8.0) * 2f64.powi(power)));
+        let values: Vec<f64> = powers.flat_map(|value| [value, -value]).collect();
         let (up, down) = (of(values.iter().copied()), of(values.iter().rev().copied()));
         let mut halves = of(values.iter().step_by(2).copied());
         halves.merge(&of(values.iter().skip(1).step_by(2).copied()));
         assert!(up == down && up == halves && up.0.len() == RANGES_MAX);
-        let (found, value) = (up.value(0.9).expect("values"), values[values.len() / 10 * 9 - 1]);
-        assert!((found - value).abs() <= value * 0.01, "{found} for {value}");
+        let mut sorted = values.clone();
+        sorted.sort_by(f64::total_cmp);
+        for (quantile, place) in [(0.0, 0), (0.05, values.len() / 20 - 1), (1.0, values.len() - 1)] {
+            let (found, value) = (up.value(quantile).expect("values"), sorted[place]);
+            assert!((found - value).abs() <= value.abs() * 0.01, "{found} for {value}");
+        }
+        assert_eq!(up.value(0.5), Some(0.0));
+        let mut rest = up.clone();
+        assert!(rest.subtract(&of(values[1_000..].iter().copied())));
+        assert_eq!(rest.0.values().sum::<u64>(), 1_000);
     }
 
     proptest! {

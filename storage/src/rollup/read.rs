@@ -72,6 +72,7 @@ impl Slice {
         for source in shard.view.sources_behind(Seq(mark))? {
             let partial = cache.partial(&self.definition, shard, &source, source.first_seq().0.max(mark + 1))?;
             folded.merge(&partial.of_tier(&self.definition, self.tier), |place| self.holds(place));
+            folded.bound(&self.definition);
         }
         Ok(())
     }
@@ -205,6 +206,9 @@ impl CellRows {
                 break;
             }
             cells.insert(place.to_vec(), cell.clone());
+            if cells.len() > 2 * definition.groups_max.unwrap_or(usize::MAX / 2) {
+                cells.bound(definition);
+            }
         }
         cells.bound(definition);
         Ok(cells.into_sorted())

@@ -3,8 +3,7 @@
 //! A rollup that declares `keep` owes nothing. One that declares `subtract` or `recompute` goes on counting a player who was
 //! forgotten until that is settled, command by command in their order, and within a command from the oldest bucket of the
 //! widest tier to the newest. The mark says how far that is, so that at any moment the rollup counts exactly the events that the
-//! mark says (P4): of cells and of what lies behind them alike. Each piece is one batch of at most about [`PIECE_CELLS`] cells
-//! of the narrowest tier, and whatever a rollup owes stays stored until it is settled.
+//! mark says (P4): of cells and of what lies behind them alike. Each piece is one batch ([`super::cover::Piece`]), and whatever a rollup owes stays stored until it is settled.
 //!
 //! `subtract` folds the player's events alone and takes them out of the cells. `recompute` folds all events of the buckets in
 //! which the player has some, but the player's.
@@ -26,9 +25,6 @@ use crate::{
     key,
     view::{Column, EventFilter, View},
 };
-
-/// Cells of the narrowest tier that are settled at a time, if they are not all in one bucket of the widest.
-pub const PIECE_CELLS: usize = 65_536;
 
 /// Whether any rollup of a shard owes anything.
 pub fn is_owed(view: &View) -> Result<bool> {
@@ -106,7 +102,7 @@ pub(super) fn prepare(shard: &Counted, definition: &Definition, piece_cells: usi
 fn fold(events: &View, definition: &Definition, filter: &EventFilter) -> Result<Partial> {
     let mut partial = Partial::default();
     for source in events.sources()?.iter().filter(|source| source.first_seq().0 <= *filter.seqs.end()) {
-        partial.fold(definition, events, source, filter.clone())?;
+        partial.fold(definition, events, source, filter.clone(), usize::MAX)?;
     }
     Ok(partial)
 }

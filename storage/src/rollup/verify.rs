@@ -6,10 +6,12 @@
 
 use std::{collections::BTreeSet, ops::Range};
 
+use galoo_proto::Hlc;
+
 use super::{
     accumulator::Accumulator,
     cache::{Limits, RollupCache},
-    cell::{Cell, bucket_of, is_sum},
+    cell::{Cell, bucket_of, cell_bytes, is_sum},
     counted::{Counted, whole_from},
     partial::Partial,
     read::{CellRows, Slice},
@@ -21,8 +23,9 @@ use crate::{
 
 /// Buckets that are listed one by one when they differ.
 const DIFFERENT_MAX: usize = 100;
-/// Cells that are compared at a time; a slice with more is refused.
-pub const CELLS_MAX: usize = 2_000_000;
+/// What the cells that are compared may take in memory, those of the rollup and those of the events each; a slice with more is
+/// refused.
+pub const CELL_BYTES_MAX: usize = 256 << 20;
 
 /// What a proof found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub struct Verified {
     pub buckets: u64,
     /// Events that the rollup counted in them.
     pub events: u64,
-    /// Sum of the events' hashes, modulo 2^64.
+    /// Sum of the events' hashes, modulo 2^64; 0 where groups name players of whom any was forgotten.
     pub hash: u64,
     /// Starts of buckets that differ from the raw events in any cell, Unix milliseconds: the first of them.
     pub different_ms: Vec<i64>,
@@ -47,7 +50,7 @@ pub struct Verified {
 /// still counts players that were forgotten after it was made, and differs once their events are gone.
 ///
 /// # Errors
-/// More than [`CELLS_MAX`] cells.
+/// Cells of more than [`CELL_BYTES_MAX`].
 pub fn verify(views: &[View], slice: &Slice) -> Result<Verified> {
     let width_ms = slice.definition.tiers[slice.tier].bucket_ms;
     // Buckets that begin before it may lack events, or still count forgotten players whose events are gone.
@@ -56,34 +59,37 @@ pub fn verify(views: &[View], slice: &Slice) -> Result<Verified> {
     let shards = Counted::all(views, &slice.definition)?;
     let slice = Slice { buckets_ms: from_ms..slice.buckets_ms.end.max(from_ms), ..slice.clone() }.kept(&shards);
     let buckets_ms = slice.buckets_ms.clone();
-    let too_many = |cells: &Partial| match cells.len() {
-        ..=CELLS_MAX => Ok(()),
-        _ => Err(Error::TooManyCells { cells_max: CELLS_MAX }),
-    };
+    let too_many = Error::TooManyCells { bytes_max: CELL_BYTES_MAX };
+    // What named a forgotten player went from groups at once, and stays in the sums.
+    let has_sums = !(slice.definition.groups_by_player() && shards.iter().any(|shard| shard.view.erased() > Hlc(0)));
+    let wanted = |place: &[u8]| slice.holds(place) && (has_sums || !is_sum(place));
     let (mut raw, mut kept) = (Partial::default(), Partial::default());
     for shard in &shards {
         for source in shard.view.sources()? {
             let time_ms = buckets_ms.start..buckets_ms.end.saturating_add(width_ms);
             let mut partial = Partial::default();
-            partial.fold(
-                &slice.definition,
-                &shard.events,
-                source,
-                EventFilter { time_ms, ..EventFilter::default() },
-            )?;
-            raw.merge(&partial.of_tier(&slice.definition, slice.tier), |place| slice.holds(place));
-            too_many(&raw)?;
+            let filter = EventFilter { time_ms, ..EventFilter::default() };
+            let fits = partial.fold(&slice.definition, &shard.events, source, filter, CELL_BYTES_MAX)?;
+            raw.merge(&partial.of_tier(&slice.definition, slice.tier), wanted);
+            raw.bound(&slice.definition);
+            if !fits || raw.memory_bytes() > CELL_BYTES_MAX {
+                return Err(too_many);
+            }
         }
     }
     // Nothing is remembered: what is compared is what the store holds.
     let nothing = RollupCache::new(Limits { bytes_max: 0, merged_bytes_max: 0 });
     let mut cells = CellRows::open(views, &slice, &nothing)?;
-    let mut made = (Vec::new(), Cell::new(&[]));
+    let (mut made, mut kept_bytes) = ((Vec::new(), Cell::new(&[])), 0);
     while let Some((place, cell)) = cells.next(&mut made)? {
-        kept.insert(place.to_vec(), cell.clone());
-        too_many(&kept)?;
+        if wanted(place) {
+            kept_bytes += cell_bytes(place, cell);
+            kept.insert(place.to_vec(), cell.clone());
+        }
+        if kept_bytes > CELL_BYTES_MAX {
+            return Err(too_many);
+        }
     }
-    raw.bound(&slice.definition);
     kept.bound(&slice.definition);
     let mut different = BTreeSet::new();
     let places = |cells: &Partial, others: &Partial| {
@@ -94,12 +100,14 @@ pub fn verify(views: &[View], slice: &Slice) -> Result<Verified> {
     different.extend(places(&raw, &kept));
     let mut verified = Verified { buckets_ms, different: different.len() as u64, ..Verified::default() };
     verified.different_ms = different.into_iter().take(DIFFERENT_MAX).collect();
-    for (_, sum) in kept.cells().filter(|(place, _)| is_sum(place)) {
-        verified.buckets += 1;
-        verified.events += sum.events;
-        if let [Accumulator::Hash(hash)] = sum.parts.as_slice() {
+    let mut buckets = BTreeSet::new();
+    for (place, cell) in kept.cells().filter(|(place, _)| is_sum(place) == has_sums) {
+        buckets.extend(bucket_of(place));
+        verified.events += cell.events;
+        if let ([Accumulator::Hash(hash)], true) = (cell.parts.as_slice(), has_sums) {
             verified.hash = verified.hash.wrapping_add(*hash);
         }
     }
+    verified.buckets = buckets.len() as u64;
     Ok(verified)
 }

@@ -21,7 +21,8 @@ use galoo_storage::{
         Definition, bucket_start,
         cache::{Limits, RollupCache},
         cell::Value,
-        cover, mark,
+        cover::{self, Piece},
+        mark,
         read::{RollupRows, Slice},
         verify::verify,
     },
@@ -425,11 +426,16 @@ pub fn check(views: &[View], live: &Live, events: &[Event], forgotten: &[Forgott
     }
 }
 
-/// Covers the next source of each rollup, if `commit` is asked for again after something else was committed.
+/// Does what is next for each rollup's cells: few cells are settled or swept at a time.
 pub fn cover_all(view: &View, engine: &Arc<dyn galoo_storage::engine::Engine>, live: &Live) {
+    cover_pieces(view, engine, live, &Piece { cells: 3, ..Piece::default() });
+}
+
+/// Does a piece of what is next for each rollup's cells; it is not committed a second time.
+pub fn cover_pieces(view: &View, engine: &Arc<dyn galoo_storage::engine::Engine>, live: &Live, piece: &Piece) {
     for id in live.keys() {
         let definition = Definition::parse(&definition(*id)).expect("valid");
-        let Some(prepared) = cover::prepare_within(view, &definition, 3).expect("prepares") else { continue };
+        let Some(prepared) = cover::prepare_within(view, &definition, piece).expect("prepares") else { continue };
         let stale = prepared.clone();
         assert!(cover::commit(engine, view.keyspace(), prepared).expect("commits"));
         assert!(!cover::commit(engine, view.keyspace(), stale).expect("reads"), "a stale cover counts events twice");
