@@ -12,6 +12,7 @@ mod bench;
 mod cluster;
 mod compact;
 mod data;
+mod debug;
 mod demo;
 mod duration;
 mod families;
@@ -100,6 +101,9 @@ enum Command {
     /// Compact a game on every node: what is stored by now becomes segments, and these as few as can be
     #[command(after_help = "Example: galoo compact --game rpg")]
     Compact(compact::CompactArgs),
+    /// Look into the data folder of a node that is stopped; nothing there is changed
+    #[command(subcommand, after_help = "Example: galoo debug check /var/lib/galoo")]
+    Debug(debug::DebugCommand),
     /// Show what Galoo does: three nodes here, a million events, a node killed on the way, answers and proofs
     #[command(after_help = "Example: galoo demo --once")]
     Demo(demo::DemoArgs),
@@ -226,6 +230,7 @@ async fn client_command(command: Command) -> Result<(), Failure> {
         Command::Status(args) => status::status(args).await,
         Command::Compact(args) => compact::compact(args).await,
         Command::Checksum(args) => status::checksum(args).await,
+        Command::Debug(command) => debug::run(command),
         Command::Demo(args) => demo::run(args).await,
     }
 }

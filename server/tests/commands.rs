@@ -4,7 +4,10 @@
 mod support;
 
 use std::{
+    collections::BTreeMap,
+    fs,
     io::{PipeWriter, Write},
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
@@ -190,4 +193,84 @@ fn state_is_changed_under_conditions_and_read_as_it_was() {
     let quest = printed(&server, &["scan", "--game", "g", "--player", "bob"]);
     assert!(quest.contains("quest  {\"level\":3}") && quest.lines().count() == 1, "{quest}");
     assert!(server.stop().success());
+}
+
+/// Every file below a folder with its bytes, by name.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(folder).expect("lists") {
+        let path = entry.expect("lists").path();
+        if path.is_dir() {
+            all.append(&mut files(&path));
+        } else {
+            all.insert(path.clone(), fs::read(&path).expect("reads"));
+        }
+    }
+    all
+}
+
+#[test]
+fn the_folder_of_a_stopped_node_is_looked_into_and_left_alone() {
+    let folder = tempfile::tempdir().expect("folder");
+    let data = folder.path().join("data");
+    let debug = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_galoo"));
+        command.arg("debug").args(arguments).arg(&data).stdin(Stdio::null());
+        let output = command.output().expect("runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, _, said) = debug(&["shards"]);
+    assert!(code == Some(3) && said.contains("no data folder of a node"), "{said}");
+
+    let server = served(&folder);
+    let rollup =
+        "create rollup r as select time_bucket('1 day', event_time) as day, count(*) as n from events group by 1";
+    printed(&server, &["sql", "--game", "g", "-c", rollup]);
+    printed(&server, &["compact", "--game", "g"]);
+    printed(&server, &["append", "--game", "g", "bob", "logout", "--properties", r#"{"after":7}"#]);
+    let checksum = printed(&server, &["checksum", "--game", "g", "--json"]);
+    let (code, _, said) = debug(&["shards"]);
+    assert!(code == Some(3) && said.contains("in use by another process"), "{said}");
+    assert!(server.stop().success());
+
+    let before = files(&data);
+    let asked = |arguments: &[&str]| match debug(arguments) {
+        (Some(0), told, _) => told,
+        other => panic!("{arguments:?}: {other:?}"),
+    };
+    let lines = |arguments: &[&str]| -> Vec<serde_json::Value> {
+        let told = asked(&[arguments, &["--json"]].concat());
+        told.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let shards = lines(&["shards"]);
+    let shard = shards[0]["shard"].to_string();
+    assert!(shards.len() == 1 && shards[0]["last_seq"] == 2, "{shards:?}");
+    let of = |command: &'static str| vec![command, "--shard", shard.as_str()];
+    let kinds: Vec<_> = lines(&of("sources")).iter().map(|source| source["kind"].to_string()).collect();
+    assert_eq!(kinds, [r#""segment""#, r#""chunk""#]);
+    let events = lines(&of("events"));
+    assert!(events.len() == 2 && events[1]["properties"]["after"] == 7, "{events:?}");
+    let first = asked(&[of("events"), vec!["--limit", "1"]].concat());
+    assert!(first.contains("ann") && !first.contains("bob"), "{first}");
+    for (family, kind) in [("meta", "shard state"), ("cells", "cell"), ("chunks", "run"), ("rollups", "rollup mark")] {
+        let rows = lines(&[of("rows"), vec!["--family", family]].concat());
+        assert!(rows.iter().any(|row| row["kind"] == kind), "{family}: {rows:?}");
+        assert!(rows.iter().all(|row| row["kind"] != "unreadable"), "{family}: {rows:?}");
+    }
+    let sums = lines(&["checksum"]);
+    assert!(checksum.contains(sums[0]["checksum"].as_str().expect("a sum")), "{sums:?}, not {checksum}");
+    let groups = lines(&["log"]);
+    assert_eq!(groups.len(), 2, "the meta group and the shard's: {groups:?}");
+    assert!(asked(&["check"]).contains("1 segment files read"));
+    assert_eq!(debug(&["sources", "--shard", "99"]).0, Some(3));
+    assert_eq!(files(&data), before, "something was changed");
+
+    let segment = before.keys().find(|path| path.extension().is_some_and(|one| one == "parquet")).expect("a segment");
+    let mut bytes = before[segment].clone();
+    bytes[20] ^= 1;
+    fs::write(segment, bytes).expect("writes");
+    let (code, told, said) = debug(&["check"]);
+    assert!(code == Some(1) && said.contains("1 findings"), "{said}");
+    assert!(told.contains("corrupt segment at offset 0") && told.contains(segment.to_str().expect("UTF-8")), "{told}");
 }

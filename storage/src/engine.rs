@@ -6,6 +6,7 @@
 //! rest (INV-S1: a persisted row implies every row written before it).
 
 mod gc;
+mod manifest;
 pub mod memory;
 pub mod rocks;
 

@@ -18,7 +18,7 @@
 //!             ... | 0x02 producer text, number u64                    -> BatchOutcome
 //!             ... | 0x03 log index u64, producer text                 -> nothing (order of eviction)
 //!             ... | 0x04 group text, producer text                    -> registered_at u64
-//! rollups     ... | 0x01 rollup u64                                   -> covered seq u64
+//! rollups     ... | 0x01 rollup u64                                   -> RollupMark
 //!             ... | 0x02 rollup u64, tier u8, token u64, bucket u64, groups -> cell (see `rollup::cell`)
 //! ```
 //!
@@ -35,24 +35,24 @@ use galoo_proto::{ChunkId, Hlc, Keyspace, RollupId, SegmentId, Seq, Token};
 
 use crate::{Error, Result};
 
-const STATE: u8 = 1;
-const CHUNK: u8 = 2;
-const SEGMENT: u8 = 3;
-const PROPERTY: u8 = 4;
-const QUALIFIER: u8 = 5;
-const ROLLUP: u8 = 6;
-const FAMILY: u8 = 7;
-const ERASURE: u8 = 8;
+pub(crate) const STATE: u8 = 1;
+pub(crate) const CHUNK: u8 = 2;
+pub(crate) const SEGMENT: u8 = 3;
+pub(crate) const PROPERTY: u8 = 4;
+pub(crate) const QUALIFIER: u8 = 5;
+pub(crate) const ROLLUP: u8 = 6;
+pub(crate) const FAMILY: u8 = 7;
+pub(crate) const ERASURE: u8 = 8;
 
-const ROW: u8 = 0;
+pub(crate) const ROW: u8 = 0;
 const CELL: u8 = 1;
 
-const PRODUCER: u8 = 1;
-const OUTCOME: u8 = 2;
-const EVICTION: u8 = 3;
-const SOURCE: u8 = 4;
+pub(crate) const PRODUCER: u8 = 1;
+pub(crate) const OUTCOME: u8 = 2;
+pub(crate) const EVICTION: u8 = 3;
+pub(crate) const SOURCE: u8 = 4;
 
-const MARK: u8 = 1;
+pub(crate) const MARK: u8 = 1;
 const ROLLUP_CELL: u8 = 2;
 
 fn key(keyspace: Keyspace, capacity: usize) -> Vec<u8> {

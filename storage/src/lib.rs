@@ -14,6 +14,7 @@ pub mod compaction;
 pub mod engine;
 pub mod erasure;
 pub mod error;
+pub mod inspect;
 pub mod key;
 mod lru;
 pub mod properties;

@@ -3,6 +3,8 @@
 //! Guards P3 (a batch takes effect once), P5 (the same content on every engine and in every tier) and the recovery rule
 //! (after a crash the log is applied again from what was flushed, to the same outcomes).
 
+#[path = "model/formats.rs"]
+mod formats;
 #[path = "model/merges.rs"]
 mod merges;
 #[path = "model/parts.rs"]
@@ -38,8 +40,8 @@ use galoo_proto::{
 use galoo_storage::{
     chunk::index::ChunkIndexes,
     compaction::{Retired, build_segment, commit_segment, known_segments},
-    engine::{Direction, Engine, memory::MemoryEngine, rocks, rocks::RocksEngine},
-    key::Selection,
+    engine::{Direction, Engine, Family, memory::MemoryEngine, rocks, rocks::RocksEngine},
+    key::{self, Selection},
     properties,
     rollup::cover::Piece,
     segment::{self, SegmentFiles},

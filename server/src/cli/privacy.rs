@@ -60,6 +60,7 @@ pub(super) async fn forget(args: ForgetArgs) -> Result<(), Failure> {
     let receipt = client.forget_player(&args.game, &player).await?;
     let list = |rollups: &[String]| if rollups.is_empty() { "none".to_owned() } else { rollups.join(", ") };
     let (cleaned, kept) = (list(&receipt.rollups_cleaned), list(&receipt.rollups_kept));
+    let settled = list(&receipt.rollups_settled);
     let places = [
         ("state", "removed".to_owned()),
         (
@@ -67,6 +68,7 @@ pub(super) async fn forget(args: ForgetArgs) -> Result<(), Failure> {
             format!("hidden; removed from files by compaction (see galoo forget --pending --game {})", args.game),
         ),
         ("rollups that name players", format!("removed: {cleaned}")),
+        ("rollups that let go", format!("taken out before the events go: {settled}")),
         ("other rollups", format!("kept, they name nobody: {kept}")),
         ("log", "removed when it is cut".to_owned()),
         ("answers kept for retries", "removed when their producers go on".to_owned()),

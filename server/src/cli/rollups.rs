@@ -91,7 +91,7 @@ async fn verify(request: VerifyRollupRequest, connection: &Connection) -> Result
     let first: Vec<_> = told.different_ms.iter().take(5).map(|bucket| output::time_text(*bucket)).collect();
     Err(Failure::Failed(anyhow::anyhow!(
         "{} buckets of {table} are not what the events give, from {} on; \
-         events of players who were forgotten since it was made count as such",
+         where it declares no erasure, events of players who were forgotten since it was made count as such",
         told.different,
         first.join(", ")
     )))

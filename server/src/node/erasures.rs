@@ -7,6 +7,7 @@ use galoo_proto::{
     admin::{Erasure, ForgetPlayerResponse, ListErasuresResponse},
     command::{self, command::Body, outcome},
     limits::ERASURES_MAX,
+    rollup::Erasure as Policy,
     validate,
 };
 use galoo_storage::rollup::Definition;
@@ -41,7 +42,11 @@ impl Node {
         let id = meta.game(game).map_or(GameId(0), |game| GameId(game.id));
         for rollup in meta.rollups(id) {
             let names_players = Definition::parse(rollup).is_ok_and(|definition| definition.groups_by_player());
-            let list = if names_players { &mut receipt.rollups_cleaned } else { &mut receipt.rollups_kept };
+            let list = match rollup.erasure() {
+                _ if names_players => &mut receipt.rollups_cleaned,
+                Policy::Keep => &mut receipt.rollups_kept,
+                Policy::Subtract | Policy::Recompute => &mut receipt.rollups_settled,
+            };
             list.push(rollup.name.clone());
         }
         Ok(receipt)

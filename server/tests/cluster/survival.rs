@@ -272,13 +272,16 @@ fn a_forgotten_player_is_gone_from_every_node() {
     let events = nodes.folder.path().join("events.ndjson");
     write_events(&events, LINES);
     galoo(&["game", "create", "g", "--shards", "1", "--replicas", "3", "--addr", &addrs[0]]).expect("created");
-    let rollup = |name: &str, group: &str| {
+    let rollup = |name: &str, group: &str, erasure: &str| {
         let select =
             format!("select time_bucket('1 day', event_time) as day, {group}, count(*) as n from events group by 1, 2");
-        support::psql(nodes.pg(1), "g", &format!("create rollup {name} as {select}")).expect("created");
+        let with = format!("with (tiers = '1 day, 7 days', erasure = '{erasure}')");
+        support::psql(nodes.pg(1), "g", &format!("create rollup {name} as {select} {with}")).expect("created");
     };
-    rollup("by_type", "event_type");
-    rollup("by_player", "player_id");
+    rollup("by_type", "event_type", "keep");
+    rollup("by_player", "player_id", "keep");
+    rollup("taken_out", "event_type", "subtract");
+    rollup("made_anew", "event_type", "recompute");
     assert_eq!(report(import(&nodes.addresses(), &events))["events_stored"], LINES);
     galoo(&["append", "somebody-to-forget", "login", "--game", "g", "--addr", &addrs[0]]).expect("stored");
     galoo(&["put", "somebody-to-forget", "s:gold", "5", "--game", "g", "--addr", &addrs[0]]).expect("put");
@@ -296,6 +299,7 @@ fn a_forgotten_player_is_gone_from_every_node() {
     let place = |name: &str| receipt["places"][name].as_str().unwrap_or_default().to_owned();
     assert!(place("rollups that name players").contains("by_player"), "{receipt}");
     assert!(place("other rollups").contains("by_type"), "{receipt}");
+    assert_eq!(place("rollups that let go"), "taken out before the events go: taken_out, made_anew");
     for (node, addr) in addrs.iter().enumerate() {
         assert_eq!(exported(addr, "somebody-to-forget"), Vec::<String>::new());
         assert_eq!(exported(addr, "p7"), others);
@@ -312,6 +316,14 @@ fn a_forgotten_player_is_gone_from_every_node() {
         let pending = galoo(&["forget", "--pending", "--game", "g", "--addr", &addrs[0]]).ok()?;
         pending.as_array()?.is_empty().then_some(())
     });
+    for (node, addr) in addrs.iter().enumerate() {
+        for table in ["taken_out", "made_anew", "taken_out_7d", "made_anew_7d"] {
+            let all = support::psql(nodes.pg(node), "g", &format!("select sum(n) from {table}")).expect("answers");
+            assert_eq!(all[0][0], Some(LINES.to_string()), "{table} of node {node}");
+            let verified = galoo(&["rollup", "verify", "--game", "g", "--addr", addr, table]).expect("is right");
+            assert_eq!(verified["events"], LINES, "{verified}");
+        }
+    }
     // The files that were written anew go at the latest a minute after a flush, or when the node starts.
     for node in 0..3 {
         assert!(done(nodes.stop(node)).success());

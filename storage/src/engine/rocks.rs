@@ -21,6 +21,7 @@ use self_cell::self_cell;
 use super::{
     Change, Direction, Engine, Family, Reader, Rows, WriteBatch,
     gc::{GcTimes, Held},
+    manifest,
 };
 use crate::{Error, Result, cell, segment::Step};
 
@@ -140,7 +141,7 @@ fn family_options(family: Family, cache: &Cache, gc_times: &Arc<GcTimes>) -> roc
 impl RocksEngine {
     /// Opens the database in a folder, and makes it when the folder is empty.
     pub fn open(folder: &Path, options: &Options) -> Result<Self> {
-        let cache = Cache::new_lru_cache(options.block_cache_bytes_max);
+        manifest::check(folder)?;
         let mut database = rocksdb::Options::default();
         database.create_if_missing(true);
         database.create_missing_column_families(true);
@@ -152,12 +153,26 @@ impl RocksEngine {
         database.set_bytes_per_sync(1 << 20);
         database.set_paranoid_checks(true);
         let gc_times = Arc::<GcTimes>::default();
-        let of = |family: Family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache, &gc_times));
-        let families = Family::ALL.map(of);
-        let default = ColumnFamilyDescriptor::new("default", rocksdb::Options::default());
-        let db = Db::open_cf_descriptors(&database, folder, families.into_iter().chain([default]))?;
+        let db = Db::open_cf_descriptors(&database, folder, families(options, &gc_times))?;
         Ok(Self { db: Arc::new(db), gc_times })
     }
+
+    /// Opens the database in a folder to look into it: nothing there is changed, and writing fails.
+    pub fn open_read_only(folder: &Path) -> Result<Self> {
+        manifest::check(folder)?;
+        let (options, gc_times) = (Options::default(), Arc::<GcTimes>::default());
+        let database = rocksdb::Options::default();
+        let db = Db::open_cf_descriptors_read_only(&database, folder, families(&options, &gc_times), false)?;
+        Ok(Self { db: Arc::new(db), gc_times })
+    }
+}
+
+/// All families, and the one that every database has.
+fn families(options: &Options, gc_times: &Arc<GcTimes>) -> Vec<ColumnFamilyDescriptor> {
+    let cache = Cache::new_lru_cache(options.block_cache_bytes_max);
+    let of = |family: Family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache, gc_times));
+    let default = ColumnFamilyDescriptor::new("default", rocksdb::Options::default());
+    Family::ALL.map(of).into_iter().chain([default]).collect()
 }
 
 fn handle(db: &Db, family: Family) -> Arc<BoundColumnFamily<'_>> {

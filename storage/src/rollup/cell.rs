@@ -296,6 +296,24 @@ pub(super) fn groups_of<'a>(definition: &Definition, place: &'a [u8]) -> Result<
     groups.filter(|_| rest.is_empty()).ok_or_else(malformed)
 }
 
+/// What the key and the value of a cell say.
+pub(crate) fn describe(
+    definition: &Definition,
+    place: &[u8],
+    value: &[u8],
+) -> Result<(Vec<(&'static str, String)>, String)> {
+    let malformed = || Error::row("rollup cell key", "malformed");
+    let bucket = bucket_of(place).ok_or_else(malformed)?;
+    let mut fields = vec![("bucket_ms", bucket.to_string())];
+    match place.get(BUCKET_BYTES..) {
+        Some([SUM]) => fields.push(("groups", "sum of the bucket".to_owned())),
+        Some([OTHER]) => fields.push(("groups", "all others".to_owned())),
+        _ => fields.push(("groups", format!("{:?}", groups_of(definition, place)?))),
+    }
+    let cell = Cell::decode(definition.parts_at(place), value)?;
+    Ok((fields, format!("{} events, {:?}", cell.events, cell.parts)))
+}
+
 /// Whether a place names a player.
 pub(crate) fn names(definition: &Definition, place: &[u8], player: &str) -> Result<bool> {
     if !is_group(place) {
