@@ -544,7 +544,10 @@ fn run(steps: &[Step], world: &mut World) -> Model {
             Step::Cover if world.log.is_empty() => {}
             Step::Cover => {
                 // Also parts of a chunk or segment.
-                let piece = Piece { cells: 3, bytes: if at % 2 == 0 { 1_500 } else { 1 << 20 } };
+                let piece = Piece {
+                    cells: if at % 3 == 0 { 100 } else { 3 },
+                    bytes: if at % 2 == 0 { 1_500 } else { 1 << 20 },
+                };
                 rollups::cover_pieces(&world.view(), &world.engine, &model.rollups, &piece);
             }
             Step::Flush => world.flush(),

@@ -84,7 +84,7 @@ impl Default for Piece {
 /// As [`prepare`], with another bound.
 pub fn prepare_within(view: &View, definition: &Definition, piece: &Piece) -> Result<Option<Cover>> {
     let shard = Counted::open(view, definition)?;
-    if let Some(cover) = settle::prepare(&shard, definition, piece.cells)? {
+    if let Some(cover) = settle::prepare(&shard, definition, piece)? {
         return Ok(Some(cover));
     }
     match expiry::sweep(&shard, definition, piece.cells)? {
