@@ -43,8 +43,8 @@ impl Default for Limits {
 type Content = (Keyspace, Counts);
 /// A partial's source: its shard, the rollup, and the first seq that is in it.
 type PartialKey = (Content, RollupId, u64);
-/// A rollup's tier over these shards.
-type MergedKey = (RollupId, usize, Vec<Content>);
+/// A rollup's tier over these shards, with the first bucket that each keeps: cells of earlier ones are gone from the store.
+type MergedKey = (RollupId, usize, Vec<(Content, Option<i64>)>);
 
 fn content(shard: &Counted) -> Content {
     (shard.view.keyspace(), shard.counts)
@@ -147,7 +147,11 @@ impl RollupCache {
     /// Only what will still grow is left behind the marks. `None` if there are too many cells to keep, or if a view is
     /// older than what is kept: then the rollup is streamed.
     pub(super) fn merged(&self, slice: &Slice, shards: &[Counted]) -> Result<Option<Arc<Merged>>> {
-        let key = Key::Merged((slice.definition.id, slice.tier, shards.iter().map(content).collect()));
+        let key = Key::Merged((
+            slice.definition.id,
+            slice.tier,
+            shards.iter().map(|shard| (content(shard), shard.kept_from[slice.tier])).collect(),
+        ));
         let (mut buckets_ms, mut known) = (slice.buckets_ms.clone(), None);
         match self.get(&key) {
             Some(Value::Merged(merged)) if !merged.is_reached_by(shards) => return Ok(None),

@@ -250,7 +250,9 @@ fn buckets_of_a_tier_are_dropped_for_good() {
         counts.kept_from[tier as usize] = Some(before_ms / width * width);
         check(world, model);
     };
+    let (older, before) = (world.view(), model.clone());
     drop_buckets(&mut world, &mut model, 2, 1, 25);
+    rollups::check(&[older], &before.rollups, &before.events, &before.forgotten, &world.caches);
     drop_buckets(&mut world, &mut model, 1, 0, 31);
     let holds = |world: &World, model: &Model| [1, 2].map(|id| rollups::holds_dropped(world, id, &model.rollups[&id]));
     assert_eq!(holds(&world, &model), [true, false], "cells of players are swept");
