@@ -2,8 +2,10 @@
 //!
 //! All groups append to the same files; a write is one record and one `fdatasync`. Records larger than a threshold are
 //! LZ4-compressed by the engine, and each has a CRC. The engine drops a bad record at the end of the last file as a torn
-//! tail; whether that lost something that was synced is checked against the state machines when groups are opened
-//! ([`crate::Error::Damaged`]).
+//! tail; that it was the last one is checked before ([`check`]), and whether it was synced against the state machines when
+//! groups are opened ([`crate::Error::Damaged`]).
+
+mod check;
 
 use std::{path::Path, sync::Mutex};
 
@@ -63,6 +65,7 @@ impl SharedLog {
             purge_threshold: ReadableSize((bytes / 2).max(1)),
             ..Config::default()
         };
+        check::check(folder)?;
         let log = Self { engine: Engine::open(config)?, batch: Mutex::default() };
         log.cut_again()?;
         Ok(log)

@@ -1,0 +1,223 @@
+//! The log's files, read before the engine reads them.
+//!
+//! The engine takes whatever does not read at the end of its last file for the record that a crash cut short, and cuts the
+//! file there: also where a whole record, which was synced and answered, comes behind. In files before the last one it
+//! does so with a last record whose entries do not read. A log that loses what it promised in silence is worse than one
+//! that does not open: here every record of every file is checked, and only what is behind the last whole record of the
+//! last file may be cut off. That the last record itself is damaged, and was not cut short, cannot be told.
+//!
+//! ```text
+//! file     magic | version u64 (1 or 2) | alignment u64 (of version 2; 0) | record ... (zeros, or what an older file left)
+//! record   length u56, compression u8 | footer's offset u64 | entries, CRC-32 u32 (unless empty) | footer, CRC-32 u32
+//! ```
+//! (integers big-endian but for CRCs; a footer's CRC is XORed with the file's number in version 2; raft-engine 0.4,
+//! `log_batch.rs`, `file_pipe_log/format.rs`)
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{Error, Result};
+
+const MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5";
+const RECORD_HEADER_BYTES: usize = 16;
+/// Digits of a file's number, which its name begins with.
+const NUMBER_DIGITS: usize = 16;
+/// Log files that are appended to, and those into which older records are moved.
+const ENDINGS: [&str; 2] = [".raftlog", ".rewrite"];
+
+/// Checks the files of a log.
+///
+/// # Errors
+/// [`Error::Log`] with the file and the offset of the first record that is not what was written.
+pub(super) fn check(folder: &Path) -> Result<()> {
+    let failed =
+        |what: &str, path: &Path, error: std::io::Error| Error::Log(format!("{what} {}: {error}", path.display()));
+    for ending in ENDINGS {
+        let mut files: BTreeMap<u64, PathBuf> = BTreeMap::new();
+        for entry in fs::read_dir(folder).map_err(|error| failed("list", folder, error))? {
+            let path = entry.map_err(|error| failed("list", folder, error))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(ending));
+            if let Some(number) = name.filter(|name| name.len() == NUMBER_DIGITS).and_then(|name| name.parse().ok()) {
+                files.insert(number, path);
+            }
+        }
+        let last = files.keys().next_back().copied();
+        for (number, path) in &files {
+            let bytes = fs::read(path).map_err(|error| failed("read", path, error))?;
+            if let Some((offset, reason)) = damage(&bytes, *number, last == Some(*number)) {
+                return Err(Error::Log(format!("{} is corrupt at offset {offset}: {reason}", path.display())));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where a file is damaged, and how. Of the last file what is behind its last whole record does not count.
+fn damage(bytes: &[u8], number: u64, is_last: bool) -> Option<(usize, &'static str)> {
+    let Some((mut at, signature)) = header(bytes, number) else {
+        // Either signature: the damaged header does not say which.
+        let holds = [0, number as u32].into_iter().any(|signature| next_whole(bytes, 0, signature).is_some());
+        return (holds || !is_last).then_some((0, "it does not begin as a file of the log"));
+    };
+    while let Some(length) = whole(&bytes[at..], signature) {
+        at += length;
+    }
+    let rest = &bytes[at..];
+    if rest.iter().all(|byte| *byte == 0) {
+        return None;
+    }
+    if next_whole(bytes, at, signature).is_some() {
+        return Some((at, "a record does not read, and whole ones come behind"));
+    }
+    (!is_last).then_some((at, "a record does not read, and files come behind"))
+}
+
+/// Where records begin, and what their footers' CRCs are XORed with.
+fn header(bytes: &[u8], number: u64) -> Option<(usize, u32)> {
+    let mut rest = bytes.strip_prefix(MAGIC)?;
+    match take_u64(&mut rest)? {
+        1 => Some((bytes.len() - rest.len(), 0)),
+        // What a file of more than 2^32 files before it is signed with is these bits too.
+        2 => take_u64(&mut rest).map(|_| (bytes.len() - rest.len(), number as u32)),
+        _ => None,
+    }
+}
+
+fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
+    let (head, tail) = bytes.split_first_chunk::<8>()?;
+    *bytes = tail;
+    Some(u64::from_be_bytes(*head))
+}
+
+/// The first place from `from` on at which a whole record begins.
+fn next_whole(bytes: &[u8], from: usize, signature: u32) -> Option<usize> {
+    (from..bytes.len()).find(|at| whole(&bytes[*at..], signature).is_some())
+}
+
+/// The length of the record that bytes begin with, if it is whole.
+fn whole(bytes: &[u8], signature: u32) -> Option<usize> {
+    let mut rest = bytes;
+    let (packed, footer) = (take_u64(&mut rest)?, take_u64(&mut rest)?);
+    let (length, footer) = (usize::try_from(packed >> 8).ok()?, usize::try_from(footer).ok()?);
+    let record = bytes.get(..length)?;
+    let (entries, footer) = (record.get(RECORD_HEADER_BYTES..footer)?, record.get(footer..)?);
+    let is_known = packed & 0xff <= 1;
+    let holds = is_known && has_crc(footer, signature) && (entries.is_empty() || has_crc(entries, 0));
+    holds.then_some(length)
+}
+
+/// Whether bytes end with the CRC of those before.
+fn has_crc(bytes: &[u8], signature: u32) -> bool {
+    match bytes.split_last_chunk::<4>() {
+        Some((content, crc)) if !content.is_empty() => crc32fast::hash(content) == u32::from_le_bytes(*crc) ^ signature,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raft::eraftpb::{Entry, HardState};
+
+    use super::*;
+    use crate::{
+        GroupId,
+        log_store::{GroupRecord, GroupWrite, LogStore, shared::SharedLog},
+        raft_loop::splitmix64,
+    };
+
+    const LOG_BYTES: u64 = 1 << 18;
+    const GROUPS: u64 = 3;
+
+    /// Everything that a log holds, or why it cannot be read.
+    fn content(log: &SharedLog) -> Result<Vec<String>> {
+        let mut said = Vec::new();
+        for (group, record) in log.groups()? {
+            said.push(format!("{group} is {record:?} {:?}", log.hard_state(group)?));
+            let Some((first, last)) = log.bounds(group)? else { continue };
+            said.extend(
+                log.entries(group, first, last + 1, None)?.iter().map(|entry| format!("{group} has {entry:?}")),
+            );
+        }
+        Ok(said)
+    }
+
+    fn read(folder: &Path) -> Result<Vec<String>> {
+        content(&SharedLog::open(folder, LOG_BYTES)?)
+    }
+
+    fn copy(from: &Path, to: &Path) {
+        let _ = fs::remove_dir_all(to);
+        fs::create_dir_all(to).expect("makes");
+        for file in fs::read_dir(from).expect("lists") {
+            let path = file.expect("lists").path();
+            fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copies");
+        }
+    }
+
+    /// A flipped byte, or a file cut short, is found; or it is as if the last write had never been, or harmless. What was
+    /// synced before the last write is never missing in silence.
+    #[test]
+    fn nothing_but_the_last_write_is_ever_missing() {
+        let (folder, work) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+        let log = SharedLog::open(folder.path(), LOG_BYTES).expect("opens");
+        let mut seed = 3;
+        let mut without_last = Vec::new();
+        let writes = 150;
+        for index in 1..=writes {
+            if index == writes {
+                without_last = content(&log).expect("reads");
+            }
+            let write = |group| {
+                // Some are compressed.
+                let words = if group == 1 && index % 10 == 0 { 5_000 } else { splitmix64(&mut seed) % 60 };
+                let data: Vec<u8> = (0..words).flat_map(|_| (splitmix64(&mut seed) % 99).to_le_bytes()).collect();
+                let entry = Entry { index, term: 1, data: data.into(), ..Default::default() };
+                let hard_state =
+                    (index % 7 == 0).then(|| HardState { term: 1, commit: index - 1, ..Default::default() });
+                let record = (index == 1).then(GroupRecord::default);
+                (GroupId(group), GroupWrite { record, hard_state, entries: vec![entry], ..Default::default() })
+            };
+            log.write(&(1..=GROUPS).map(write).collect::<Vec<_>>()).expect("writes");
+        }
+        let all = content(&log).expect("reads");
+        drop(log);
+        copy(folder.path(), work.path());
+        assert_eq!(read(work.path()).expect("opens"), all);
+        copy(folder.path(), work.path());
+        let files: Vec<_> =
+            fs::read_dir(folder.path()).expect("lists").map(|file| file.expect("lists").path()).collect();
+        let files: Vec<_> = files.iter().filter(|path| path.extension().is_some_and(|one| one == "raftlog")).collect();
+        assert!(files.len() > 3, "{files:?}");
+        let (mut found, mut harmless, mut cut) = (0, 0, 0);
+        for round in 0..1_500 {
+            let path = files[round % files.len()];
+            let good = fs::read(path).expect("reads");
+            let at = usize::try_from(splitmix64(&mut seed)).unwrap_or(0) % good.len();
+            let mut bad = good.clone();
+            if round % 16 == 0 {
+                bad.truncate(at);
+            } else {
+                bad[at] ^= 1 << (splitmix64(&mut seed) % 8);
+            }
+            copy(folder.path(), work.path());
+            fs::write(work.path().join(path.file_name().expect("a name")), bad).expect("writes");
+            match read(work.path()) {
+                Err(_) => found += 1,
+                Ok(said) if said == all => harmless += 1,
+                Ok(said) if round % 16 == 0 => {
+                    // A file that was cut: only the last one may be, and what is left is a beginning.
+                    assert!(said.iter().all(|one| all.contains(one) || one.contains(" is ")), "byte {at} of {path:?}");
+                    cut += 1;
+                }
+                Ok(said) => {
+                    assert_eq!(said, without_last, "byte {at} of {path:?} ({} bytes)", good.len());
+                    cut += 1;
+                }
+            }
+        }
+        assert!(found > 1_000 && cut > 0, "{found} found, {harmless} harmless, {cut} cut");
+    }
+}
