@@ -20,7 +20,7 @@ use galoo_proto::{
     admin::{self, admin_client::AdminClient},
     command::{Mutated, Rejection},
     data::{self, call, call_answer, data_client::DataClient, mutate_response},
-    value::{Cell, FamilyDefinition, StoredEvent},
+    value::{Cell, FamilyDefinition, PropertyDefinition, StoredEvent},
 };
 use tonic::{Code, Response, Status, transport::Channel};
 
@@ -182,9 +182,8 @@ impl Client {
             .games)
     }
 
-    /// Changes for how long a game's events are kept, in milliseconds after their time; 0 is for ever.
-    pub async fn alter_game(&self, name: &str, events_retention_ms: u64) -> Result<admin::Game> {
-        let request = admin::AlterGameRequest { name: name.to_owned(), events_retention_ms };
+    /// Changes how a game is kept; what the request leaves out stays as it is.
+    pub async fn alter_game(&self, request: admin::AlterGameRequest) -> Result<admin::Game> {
         let game =
             self.admin(&request, |mut admin, request| async move { admin.alter_game(request).await }).await?.game;
         game.ok_or(Error::Malformed("an altered game without its record"))
@@ -217,6 +216,20 @@ impl Client {
     /// Compares a rollup's table with what the events give; all events of its time are read.
     pub async fn verify_rollup(&self, request: admin::VerifyRollupRequest) -> Result<admin::VerifyRollupResponse> {
         self.admin(&request, |mut admin, request| async move { admin.verify_rollup(request).await }).await
+    }
+
+    /// Declares what a property's values are meant to be; of kind ANY: takes that back.
+    pub async fn declare_property(&self, game: &str, property: PropertyDefinition) -> Result<()> {
+        let request = admin::DeclarePropertyRequest { game: game.to_owned(), property: Some(property) };
+        self.admin(&request, |mut admin, request| async move { admin.declare_property(request).await })
+            .await
+            .map(|_| ())
+    }
+
+    /// The properties of a game's events, with how many values each has of each kind.
+    pub async fn list_properties(&self, game: &str) -> Result<admin::ListPropertiesResponse> {
+        let request = admin::ListPropertiesRequest { game: game.to_owned() };
+        self.admin(&request, |mut admin, request| async move { admin.list_properties(request).await }).await
     }
 
     /// Declares a family of a game's cells, or declares it anew.

@@ -24,7 +24,7 @@ pub enum Machine {
     /// A shard's.
     Shard(Box<Shard>),
     /// The meta group's.
-    Meta(MetaMachine),
+    Meta(Box<MetaMachine>),
 }
 
 /// What applying a command answers.
@@ -113,7 +113,7 @@ impl Machine {
                 let (id, game) = (ShardId(state.shard), GameId(state.game));
                 Self::Shard(Box::new(Shard::open(engine.clone(), keyspace, id, game, range)?))
             }
-            Self::Meta(meta) => Self::Meta(meta.moved(keyspace)?),
+            Self::Meta(meta) => Self::Meta(Box::new(meta.moved(keyspace)?)),
         })
     }
 }

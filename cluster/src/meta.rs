@@ -1,4 +1,4 @@
-//! The meta group's state machine: games, their shards and rollups, and nodes.
+//! The meta group's state machine: games, their shards, rollups and declarations, and nodes.
 //!
 //! The state is a set of records (key to protobuf message). [`MetaState::apply`] changes it in memory and returns the
 //! records that changed, so that whoever keeps it writes them in one batch with the applied index.
@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 
 use galoo_proto::{
     GameId, NodeId, RollupId, ShardId, TokenRange,
-    limits::{FAMILIES_MAX, GAMES_MAX, ROLLUPS_MAX, SHARDS_MAX},
+    limits::{DECLARED_PROPERTIES_MAX, FAMILIES_MAX, GAMES_MAX, ROLLUPS_MAX, SHARDS_MAX},
     meta::{
-        AlterGame, CreateGame, CreateRollup, DefineFamily, DropFamily, DropRollup, FamilyRecord, GameRecord,
-        MetaCommand, MetaOutcome, NextIds, NodeRecord, Rejection, RollupRecord, ShardRecord, meta_command::Body,
-        meta_outcome, rejection::Reason,
+        AlterGame, CreateGame, CreateRollup, DeclareProperty, DefineFamily, DropFamily, DropRollup, FamilyRecord,
+        GameRecord, MetaCommand, MetaOutcome, NextIds, NodeRecord, PropertiesRecord, Rejection, RollupRecord,
+        ShardRecord, meta_command::Body, meta_outcome, rejection::Reason,
     },
     rollup::Rollup,
-    value::FamilyDefinition,
+    value::{FamilyDefinition, PropertyDeclarations, ValueKind},
 };
 use prost::Message;
 
@@ -32,6 +32,8 @@ pub struct MetaState {
     rollups: BTreeMap<RollupId, RollupRecord>,
     /// By game and name.
     families: BTreeMap<(GameId, String), FamilyDefinition>,
+    /// Declared properties, by game.
+    properties: BTreeMap<GameId, PropertyDeclarations>,
     next: NextIds,
     /// Counts the commands that changed anything: caches compare it.
     version: u64,
@@ -64,6 +66,7 @@ const SHARD: &[u8] = b"shard/";
 const NODE: &[u8] = b"node/";
 const ROLLUP: &[u8] = b"rollup/";
 const FAMILY: &[u8] = b"family/";
+const PROPERTIES: &[u8] = b"properties/";
 const NEXT: &[u8] = b"next";
 
 fn key(prefix: &[u8], id: &[u8]) -> Vec<u8> {
@@ -95,6 +98,9 @@ impl MetaState {
                 let record: FamilyRecord = decode("family", value)?;
                 let family = record.family.unwrap_or_default();
                 state.families.insert((GameId(record.game), family.name.clone()), family);
+            } else if key.starts_with(PROPERTIES) {
+                let record: PropertiesRecord = decode("properties", value)?;
+                state.properties.insert(GameId(record.game), record.declared.unwrap_or_default());
             } else if key == NEXT {
                 state.next = decode("next ids", value)?;
             }
@@ -155,6 +161,11 @@ impl MetaState {
         revision < self.next.family
     }
 
+    /// What a game declares of its properties, if it ever did.
+    pub fn properties(&self, game: GameId) -> Option<&PropertyDeclarations> {
+        self.properties.get(&game)
+    }
+
     /// All nodes, by id.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
         self.nodes.values()
@@ -180,6 +191,7 @@ impl MetaState {
             Some(Body::DropRollup(drop)) => self.drop_rollup(&drop),
             Some(Body::DefineFamily(define)) => self.define_family(define),
             Some(Body::DropFamily(drop)) => self.drop_family(drop),
+            Some(Body::DeclareProperty(declare)) => self.declare_property(declare),
             Some(Body::UpdateNode(update)) => self.update_node(update.node.unwrap_or_default()),
         };
         self.version += u64::from(!changes.is_empty());
@@ -223,7 +235,8 @@ impl MetaState {
 
     fn alter_game(&mut self, alter: &AlterGame) -> (MetaOutcome, Vec<RecordChange>) {
         let Some(game) = self.games.get_mut(&alter.name) else { return refused(Reason::GameUnknown, 0, 0) };
-        game.events_retention_ms = alter.events_retention_ms;
+        game.events_retention_ms = alter.events_retention_ms.unwrap_or(game.events_retention_ms);
+        game.event_id_window_ms = alter.event_id_window_ms.unwrap_or(game.event_id_window_ms);
         let changes = vec![(key(GAME, game.name.as_bytes()), Some(game.encode_to_vec()))];
         (MetaOutcome { result: Some(meta_outcome::Result::Game(game.clone())) }, changes)
     }
@@ -288,6 +301,32 @@ impl MetaState {
         (family_outcome(FamilyRecord { game: place.0.0, family: Some(family) }), vec![(family_key(&place), None)])
     }
 
+    fn declare_property(&mut self, declare: DeclareProperty) -> (MetaOutcome, Vec<RecordChange>) {
+        let Some(game) = self.games.get(&declare.game) else { return refused(Reason::GameUnknown, 0, 0) };
+        let (game, property) = (GameId(game.id), declare.property.unwrap_or_default());
+        let mut declared = self.properties.get(&game).cloned().unwrap_or_default();
+        let place = declared.properties.binary_search_by(|known| known.name.cmp(&property.name));
+        let found = declared.properties.len();
+        match place {
+            Ok(place) if property.kind() == ValueKind::Any => drop(declared.properties.remove(place)),
+            Ok(place) => declared.properties[place] = property,
+            Err(_) if property.kind() == ValueKind::Any => return refused(Reason::PropertyUnknown, 0, 0),
+            Err(_) if found >= DECLARED_PROPERTIES_MAX => {
+                return refused(Reason::TooManyProperties, DECLARED_PROPERTIES_MAX as u64, found as u64);
+            }
+            Err(place) => declared.properties.insert(place, property),
+        }
+        declared.revision = self.next.family.max(1);
+        self.next.family = declared.revision + 1;
+        self.properties.insert(game, declared.clone());
+        let record = PropertiesRecord { game: game.0, declared: Some(declared) };
+        let changes = vec![
+            (key(PROPERTIES, &game.0.to_be_bytes()), Some(record.encode_to_vec())),
+            (NEXT.to_vec(), Some(self.next.encode_to_vec())),
+        ];
+        (MetaOutcome { result: Some(meta_outcome::Result::Properties(record)) }, changes)
+    }
+
     fn drop_game(&mut self, name: &str) -> (MetaOutcome, Vec<RecordChange>) {
         let Some(game) = self.games.remove(name) else { return refused(Reason::GameUnknown, 0, 0) };
         let mut changes = vec![(key(GAME, name.as_bytes()), None)];
@@ -312,6 +351,9 @@ impl MetaState {
             }
             stays
         });
+        if self.properties.remove(&GameId(game.id)).is_some() {
+            changes.push((key(PROPERTIES, &game.id.to_be_bytes()), None));
+        }
         (MetaOutcome { result: Some(meta_outcome::Result::Game(game)) }, changes)
     }
 }
@@ -358,6 +400,7 @@ mod tests {
         meta::{DropGame, UpdateNode},
         rollup::Tier,
         shard_map::ShardRanges,
+        value::PropertyDefinition,
     };
     use proptest::prelude::*;
 
@@ -536,6 +579,46 @@ mod tests {
         assert_eq!(reason(&apply(&mut state, define("sc2", "a", 1))), None, "declared anew");
         apply(&mut state, Body::DropGame(DropGame { name: "sc2".into() }));
         assert_eq!((known(&state, 1), known(&state, 2)), (vec![], vec![("bag".to_owned(), 9, 2)]));
+    }
+
+    /// All declarations of a game are one record, each change with a revision above all before.
+    #[test]
+    fn properties_are_declared_one_by_one_and_kept_together() {
+        let mut state = MetaState::default();
+        let mut records = HashMap::new();
+        write(&mut records, MetaState::formed([node(1)]));
+        state.nodes.insert(NodeId(1), node(1));
+        let mut apply = |state: &mut MetaState, body: Body| {
+            let command = MetaCommand { version: 1, hlc: 0, body: Some(body) }.encode_to_vec();
+            let (outcome, changes) = state.apply(&command).expect("applies");
+            write(&mut records, changes);
+            assert_eq!(load(&records).properties, state.properties);
+            outcome
+        };
+        let declare = |name: &str, kind: ValueKind| {
+            let property = Some(PropertyDefinition { name: name.into(), kind: kind.into() });
+            Body::DeclareProperty(DeclareProperty { game: "sc2".into(), property })
+        };
+        let known = |state: &MetaState| {
+            let known = state.properties(GameId(1)).cloned().unwrap_or_default();
+            let names: Vec<_> = known.properties.iter().map(|one| (one.name.clone(), one.kind())).collect();
+            (known.revision, names)
+        };
+        assert_eq!(reason(&apply(&mut state, declare("x", ValueKind::Int))), Some(Reason::GameUnknown));
+        apply(&mut state, Body::CreateGame(CreateGame { name: "sc2".into(), shards: 1, replicas: 1 }));
+        assert_eq!(reason(&apply(&mut state, declare("x", ValueKind::Any))), Some(Reason::PropertyUnknown));
+        apply(&mut state, declare("x", ValueKind::Int));
+        apply(&mut state, declare("a", ValueKind::String));
+        apply(&mut state, declare("x", ValueKind::Float));
+        assert_eq!(known(&state), (3, vec![("a".to_owned(), ValueKind::String), ("x".to_owned(), ValueKind::Float)]));
+        for more in 2..DECLARED_PROPERTIES_MAX {
+            apply(&mut state, declare(&format!("y{more}"), ValueKind::Bool));
+        }
+        assert_eq!(reason(&apply(&mut state, declare("z", ValueKind::Int))), Some(Reason::TooManyProperties));
+        apply(&mut state, declare("x", ValueKind::Any));
+        assert_eq!(reason(&apply(&mut state, declare("z", ValueKind::Int))), None);
+        apply(&mut state, Body::DropGame(DropGame { name: "sc2".into() }));
+        assert_eq!(known(&state), (0, vec![]));
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub struct MappingOptions {
     pub time_unit: TimeUnitOption,
     /// `--type-field`.
     pub type_field: Option<String>,
+    /// `--id-field`; no id is looked for without it.
+    pub id_field: Option<String>,
 }
 
 impl MappingOptions {
@@ -93,6 +95,7 @@ impl MappingOptions {
             Role::Player => self.player_field.as_deref(),
             Role::Time => self.time_field.as_deref(),
             Role::Type => self.type_field.as_deref(),
+            Role::EventId => self.id_field.as_deref(),
         }
     }
 }
@@ -220,7 +223,7 @@ impl fmt::Display for WhyUnit {
     }
 }
 
-/// What was chosen, and why; prints as three lines.
+/// What was chosen, and why; prints as a line a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Detection {
     /// The fields.
@@ -233,11 +236,12 @@ pub struct Detection {
 
 impl fmt::Display for Detection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Fields { player, time, time_unit, event_type } = &self.fields;
+        let Fields { player, time, time_unit, event_type, event_id } = &self.fields;
         let [why_player, why_time, why_type] = self.why;
         writeln!(f, "player field: {player} ({why_player})")?;
         writeln!(f, "time field: {time} ({why_time}), unit {time_unit} ({})", self.why_unit)?;
-        write!(f, "type field: {event_type} ({why_type})")
+        write!(f, "type field: {event_type} ({why_type})")?;
+        event_id.as_ref().map_or(Ok(()), |event_id| write!(f, "\nid field: {event_id} (given)"))
     }
 }
 
@@ -277,6 +281,7 @@ impl Detector {
             tallies(Role::Time, &options, TIME_NAMES)?,
             tallies(Role::Type, &options, TYPE_NAMES)?,
         ];
+        options.id_field.as_ref().map(|name| FieldPath::new(Role::EventId, name)).transpose()?;
         Ok(Detector { options, tallies, sampled: 0, seen: Vec::new(), members: Members::default() })
     }
 
@@ -309,7 +314,7 @@ impl Detector {
                         tally.unit = tally.unit.or(unit);
                         unit.is_some() && unit == tally.unit
                     }
-                    Role::Player | Role::Type => text_fits(role, found.value),
+                    Role::Player | Role::Type | Role::EventId => text_fits(role, found.value),
                 };
                 if fits {
                     tally.fits += 1;
@@ -329,7 +334,8 @@ impl Detector {
         let (time_unit, why_unit) = self.choose_unit(time)?;
         let (event_type, why_type) = self.choose(Role::Type, &[player, time])?;
         let name = |tally: &Tally| tally.path.name().to_owned();
-        let fields = Fields { player: name(player), time: name(time), time_unit, event_type: name(event_type) };
+        let (player, time, event_type) = (name(player), name(time), name(event_type));
+        let fields = Fields { player, time, time_unit, event_type, event_id: self.options.id_field.clone() };
         Ok(Detection { fields, why: [why_player, why_time, why_type], why_unit })
     }
 

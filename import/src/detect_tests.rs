@@ -8,6 +8,7 @@ fn options(player: Option<&str>, time: Option<&str>, unit: &str, event_type: Opt
         time_field: time.map(str::to_owned),
         time_unit: unit.parse().unwrap(),
         type_field: event_type.map(str::to_owned),
+        id_field: None,
     }
 }
 
@@ -17,7 +18,7 @@ fn auto(lines: &[&str]) -> Result<Detection, DetectError> {
 
 /// (player, time, unit, type) of what is detected.
 fn fields(lines: &[&str]) -> (String, String, &'static str, String) {
-    let Fields { player, time, time_unit, event_type } = auto(lines).unwrap().fields;
+    let Fields { player, time, time_unit, event_type, .. } = auto(lines).unwrap().fields;
     (player, time, time_unit.name(), event_type)
 }
 

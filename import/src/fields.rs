@@ -1,8 +1,8 @@
-//! The three fields of a line that an event is made of: who, when and what.
+//! The fields of a line that an event is made of: who, when and what, and which one if it has an id.
 //!
 //! A field is named by its key at the top level, or by a dotted path into nested objects (`user.id`). A top-level key
 //! that is called exactly like the path comes first, line by line. A field at the top level is taken out of the
-//! properties; one inside an object stays in its place.
+//! properties; one inside an object stays in its place, and so does the id: the store does not give it back.
 
 use std::fmt;
 
@@ -23,10 +23,12 @@ pub enum Role {
     Time,
     /// What: the event type.
     Type,
+    /// Which: the event's id. It is never guessed.
+    EventId,
 }
 
 impl Role {
-    /// Every role, in the order in which fields are chosen.
+    /// The roles that every input has, in the order in which fields are chosen.
     pub const ALL: [Role; 3] = [Role::Player, Role::Time, Role::Type];
 
     /// The option that names the field.
@@ -35,6 +37,7 @@ impl Role {
             Role::Player => "--player-field",
             Role::Time => "--time-field",
             Role::Type => "--type-field",
+            Role::EventId => "--id-field",
         }
     }
 }
@@ -45,6 +48,7 @@ impl fmt::Display for Role {
             Role::Player => "player",
             Role::Time => "time",
             Role::Type => "type",
+            Role::EventId => "id",
         })
     }
 }
@@ -62,13 +66,17 @@ pub struct Fields {
     pub time_unit: TimeUnit,
     /// Name or path of the type field.
     pub event_type: String,
+    /// Name or path of the field that holds events' ids, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_id: Option<String>,
 }
 
 /// The fields in one line, the same for the same fields and for no others.
 impl fmt::Display for Fields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Fields { player, time, time_unit, event_type } = self;
-        write!(f, "player={player:?} time={time:?} unit={time_unit} type={event_type:?}")
+        let Fields { player, time, time_unit, event_type, event_id } = self;
+        write!(f, "player={player:?} time={time:?} unit={time_unit} type={event_type:?}")?;
+        event_id.as_ref().map_or(Ok(()), |event_id| write!(f, " id={event_id:?}"))
     }
 }
 
@@ -171,10 +179,14 @@ mod tests {
             time: "at".to_owned(),
             time_unit: TimeUnit::Rfc3339,
             event_type: "a \"b\"".to_owned(),
+            event_id: None,
         };
         assert_eq!(fields.to_string(), r#"player="user.id" time="at" unit=rfc3339 type="a \"b\"""#);
         let kept = serde_json::to_string(&fields).unwrap();
         assert_eq!(kept, r#"{"player":"user.id","time":"at","time_unit":"rfc3339","event_type":"a \"b\""}"#);
         assert_eq!(serde_json::from_str::<Fields>(&kept).unwrap(), fields);
+        let fields = Fields { event_id: Some("uuid".to_owned()), ..fields };
+        assert!(fields.to_string().ends_with(r#" type="a \"b\"" id="uuid""#));
+        assert_eq!(serde_json::from_str::<Fields>(&serde_json::to_string(&fields).unwrap()).unwrap(), fields);
     }
 }

@@ -1,6 +1,6 @@
 //! A line becomes an event, or a reason why it cannot.
 //!
-//! The player, time and type fields are taken out; everything else is the event's properties, as the text that came:
+//! The player, time and type fields are taken out; everything else (an id too) is the event's properties, as the text that came:
 //! members in their order, numbers with their digits, nested objects untouched; only white space around top-level
 //! members goes. Every limit that the store has on an event is checked here, so that one bad line costs itself and not
 //! its batch.
@@ -18,8 +18,8 @@ use crate::source::{LINE_BYTES_MAX, Line};
 
 /// The store's limits: a line beyond one is bad. Player id, event type and properties count towards an event's bytes.
 pub use galoo_proto::limits::{
-    EVENT_BYTES_MAX, EVENT_PROPERTIES_MAX as PROPERTIES_MAX, EVENT_TYPE_BYTES_MAX, PLAYER_ID_BYTES_MAX,
-    PROPERTY_NAME_BYTES_MAX,
+    EVENT_BYTES_MAX, EVENT_ID_BYTES_MAX, EVENT_PROPERTIES_MAX as PROPERTIES_MAX, EVENT_TYPE_BYTES_MAX,
+    PLAYER_ID_BYTES_MAX, PROPERTY_NAME_BYTES_MAX,
 };
 
 /// Characters of a value that a reason shows.
@@ -36,6 +36,8 @@ pub struct MappedEvent {
     pub event_type: String,
     /// The rest: the text of a JSON object.
     pub properties: String,
+    /// Which: at most [`EVENT_ID_BYTES_MAX`] bytes; empty where the line has none.
+    pub event_id: String,
 }
 
 /// Why a line is no event. The line goes to the dead letters; the import goes on.
@@ -163,6 +165,7 @@ pub struct Mapping {
     player: FieldPath,
     time: FieldPath,
     event_type: FieldPath,
+    event_id: Option<FieldPath>,
     times: Option<EventTimes>,
     members: Members,
 }
@@ -177,6 +180,7 @@ impl Mapping {
             player: FieldPath::new(Role::Player, &fields.player)?,
             time: FieldPath::new(Role::Time, &fields.time)?,
             event_type: FieldPath::new(Role::Type, &fields.event_type)?,
+            event_id: fields.event_id.as_ref().map(|name| FieldPath::new(Role::EventId, name)).transpose()?,
             fields,
             times: None,
             members: Members::default(),
@@ -222,6 +226,9 @@ impl Mapping {
         let player_id = text_of(Role::Player, &self.player, player.value)?;
         let event_time_ms = self.time_of(time.value)?;
         let type_text = text_of(Role::Type, &self.event_type, event_type.value)?;
+        let id = self.event_id.as_ref().and_then(|path| Some((path, path.find(line, &self.members)?.value)));
+        let id = id.filter(|(_, value)| value.kind != Kind::Null);
+        let event_id = id.map(|(path, value)| text_of(Role::EventId, path, value)).transpose()?;
 
         let taken = [player.member, time.member, event_type.member];
         let properties = self.properties(line, taken)?;
@@ -236,6 +243,7 @@ impl Mapping {
             event_time_ms,
             event_type: type_text.into_owned(),
             properties,
+            event_id: event_id.unwrap_or_default().into_owned(),
         })
     }
 
@@ -313,11 +321,13 @@ fn find<'a>(role: Role, path: &FieldPath, line: &'a str, members: &Members) -> R
     path.find(line, members).ok_or_else(|| BadLine::Missing { role, field: path.name().to_owned() })
 }
 
-/// Reads a player id (a string, or an integer as its text) or an event type (a string).
+/// Reads a player's or an event's id (a string, or an integer as its text) or an event type (a string).
 fn text_of<'a>(role: Role, path: &FieldPath, value: Value<'a>) -> Result<Cow<'a, str>, BadLine> {
     let (text, max, expected) = match (role, value.kind) {
         (Role::Player, Kind::Integer) => (Some(Cow::Borrowed(value.text)), PLAYER_ID_BYTES_MAX, ""),
         (Role::Player, _) => (value.string(), PLAYER_ID_BYTES_MAX, "a string or an integer"),
+        (Role::EventId, Kind::Integer) => (Some(Cow::Borrowed(value.text)), EVENT_ID_BYTES_MAX, ""),
+        (Role::EventId, _) => (value.string(), EVENT_ID_BYTES_MAX, "a string or an integer"),
         _ => (value.string(), EVENT_TYPE_BYTES_MAX, "a string"),
     };
     let field = || path.name().to_owned();

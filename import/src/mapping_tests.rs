@@ -8,7 +8,28 @@ use proptest::prelude::*;
 
 fn mapping(player: &str, time: &str, time_unit: TimeUnit, event_type: &str) -> Mapping {
     let (player, time, event_type) = (player.to_owned(), time.to_owned(), event_type.to_owned());
-    Mapping::new(Fields { player, time, time_unit, event_type }).unwrap()
+    Mapping::new(Fields { player, time, time_unit, event_type, event_id: None }).unwrap()
+}
+
+#[test]
+fn an_id_stays_among_the_properties_and_a_line_may_lack_it() {
+    let fields = Fields { event_id: Some("i".to_owned()), ..plain().fields().clone() };
+    let mut mapping = Mapping::new(fields).unwrap();
+    let mut id = |member: &str| mapping.map(format!(r#"{{"p":"a","t":5,"e":"x"{member}}}"#).as_bytes());
+    assert_eq!(id("").unwrap().event_id, "");
+    assert_eq!(id(r#","i":null"#).unwrap().event_id, "");
+    let mapped = id(r#","i":"a-1""#).unwrap();
+    assert_eq!((mapped.event_id.as_str(), mapped.properties.as_str()), ("a-1", r#"{"i":"a-1"}"#));
+    assert_eq!(id(r#","i":17"#).unwrap().event_id, "17");
+    let long = "x".repeat(EVENT_ID_BYTES_MAX + 1);
+    for (member, reason) in [
+        (r#","i":"""#.to_owned(), "id field i has 0 bytes, it must have 1 to 128"),
+        (format!(r#","i":"{long}""#), "id field i has 129 bytes"),
+        (r#","i":1.5"#.to_owned(), "expected a string or an integer"),
+    ] {
+        let error = id(&member).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
 }
 
 fn plain() -> Mapping {
@@ -44,6 +65,7 @@ fn three_fields_are_taken_out_and_the_rest_stays_as_it_came() {
             event_time_ms,
             event_type: event_type.to_owned(),
             properties: properties.to_owned(),
+            event_id: String::new(),
         };
         assert_eq!(event, expected, "{line}");
     }

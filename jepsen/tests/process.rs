@@ -130,6 +130,7 @@ impl Actor {
                 event_time_ms: 1_767_225_600_000 + self.rng.within(0, 3_600_000),
                 event_type: (*self.rng.pick(&["login", "kill", "loot"])).to_owned(),
                 properties: format!(r#"{{"id":"{id}","gold":{}}}"#, self.rng.below(100)),
+                ..Default::default()
             });
         }
         events

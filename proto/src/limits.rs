@@ -6,6 +6,14 @@ pub const PLAYER_ID_BYTES_MAX: usize = 256;
 pub const EVENT_TYPE_BYTES_MAX: usize = 256;
 /// An event's type and properties together have at most this many bytes.
 pub const EVENT_BYTES_MAX: usize = 1 << 20;
+/// An event's id, which is its client's, has at most this many bytes.
+pub const EVENT_ID_BYTES_MAX: usize = 128;
+/// An event's id is known for so long after it was stored, where the game does not say otherwise: a day, in milliseconds.
+pub const EVENT_ID_WINDOW_MS_DEFAULT: u64 = 86_400_000;
+/// An event's id is known for at least this long, in milliseconds.
+pub const EVENT_ID_WINDOW_MS_MIN: u64 = 1_000;
+/// An event's id is known for at most this long: 31 days, in milliseconds.
+pub const EVENT_ID_WINDOW_MS_MAX: u64 = 31 * 86_400_000;
 /// An event has at most this many properties.
 pub const EVENT_PROPERTIES_MAX: usize = 256;
 /// A scan has at most this many conditions of properties.
@@ -38,6 +46,8 @@ pub const TTL_MS_MAX: u64 = 100 * 365 * 86_400_000;
 pub const RETENTION_MS_MIN: u64 = 1_000;
 /// A shard takes no further player to forget while it still removes the events of so many.
 pub const ERASURES_MAX: usize = 10_000;
+/// A player is forgotten again at most so many times while events of earlier times are still being removed.
+pub const ERASURE_TIMES_MAX: usize = 64;
 /// A qualifier has 1 to this many bytes.
 pub const QUALIFIER_BYTES_MAX: usize = 1 << 10;
 /// A cell's value has at most this many bytes.
@@ -76,12 +86,19 @@ pub const ROLLUP_GROUPS_MAX: u64 = 1_000_000;
 pub const ROLLUP_NAME_BYTES_MAX: usize = 63;
 /// Property names of a game that get a column of their own, kept per shard.
 pub const PROPERTIES_MAX: u64 = 2_000;
+/// A game declares the kinds of at most this many properties.
+pub const DECLARED_PROPERTIES_MAX: usize = 1_000;
 /// A producer id has 1 to this many bytes.
 pub const PRODUCER_ID_BYTES_MAX: usize = 512;
 /// A producer's numbers reach at most this far above its floor.
 pub const PRODUCER_WINDOW: u64 = 4_096;
 /// A shard remembers at most this many producers; a further one evicts the one that was used longest ago.
 pub const PRODUCERS_MAX: u64 = 65_536;
+/// A producer takes no further batch while the answers that it may ask for again have so many bytes.
+pub const PRODUCER_OUTCOME_BYTES_MAX: u64 = 16 << 20;
+/// A shard keeps at most this many bytes of answers for all producers, beyond the last one; then the producer that was used
+/// longest ago is evicted.
+pub const OUTCOME_BYTES_MAX: u64 = 1 << 30;
 /// A shard keeps the registrations of at most this many named sources; a further one is refused.
 pub const SOURCES_MAX: u64 = 1_000_000;
 

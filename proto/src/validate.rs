@@ -145,12 +145,28 @@ pub fn events_retention(retention_ms: u64) -> Result<(), Invalid> {
     ttl("events_retention_ms", retention_ms)
 }
 
+/// Checks for how long an event's id is known, in milliseconds; 0 is for the default.
+pub fn event_id_window(window_ms: u64) -> Result<(), Invalid> {
+    if (1..EVENT_ID_WINDOW_MS_MIN).contains(&window_ms) {
+        let value = window_ms.to_string();
+        return Err(Invalid::Pattern { field: "event_id_window_ms", value, pattern: "0 or at least 1000" });
+    }
+    if window_ms > EVENT_ID_WINDOW_MS_MAX {
+        return Err(Invalid::TooLarge { field: "event_id_window_ms", value: window_ms, max: EVENT_ID_WINDOW_MS_MAX });
+    }
+    Ok(())
+}
+
 /// Checks an event's ids, time and sizes. Its properties' JSON is checked where it is parsed.
 pub fn event(event: &value::Event) -> Result<(), Invalid> {
     player_id(&event.player_id)?;
     text("event_type", &event.event_type, EVENT_TYPE_BYTES_MAX)?;
     if !(EVENT_TIME_MS_MIN..EVENT_TIME_MS_END).contains(&event.event_time_ms) {
         return Err(Invalid::Time { value: event.event_time_ms });
+    }
+    if event.event_id.len() > EVENT_ID_BYTES_MAX {
+        let (bytes, bytes_max) = (event.event_id.len(), EVENT_ID_BYTES_MAX);
+        return Err(Invalid::TooLong { field: "event_id", bytes, bytes_max });
     }
     let bytes = event.event_type.len() + event.properties.len();
     if bytes > EVENT_BYTES_MAX {
@@ -161,7 +177,7 @@ pub fn event(event: &value::Event) -> Result<(), Invalid> {
 
 /// Returns the bytes of an event that count towards a batch's limit.
 pub fn event_bytes(event: &value::Event) -> usize {
-    event.player_id.len() + event.event_type.len() + event.properties.len()
+    event.player_id.len() + event.event_type.len() + event.properties.len() + event.event_id.len()
 }
 
 /// Checks the size of a batch; its events are checked one by one.
@@ -219,14 +235,18 @@ pub fn change(request: &MutateRequest) -> Result<(), Invalid> {
     if bytes > BATCH_BYTES_MAX {
         return Err(Invalid::TooLong { field: "the change", bytes, bytes_max: BATCH_BYTES_MAX });
     }
-    match request.events.iter().find(|event| event.player_id != request.player_id) {
-        Some(other) => Err(Invalid::Pattern {
-            field: "events.player_id",
-            value: other.player_id.clone(),
-            pattern: "the player_id of the request",
-        }),
-        None => Ok(()),
+    for event in &request.events {
+        if event.player_id != request.player_id {
+            let (value, pattern) = (event.player_id.clone(), "the player_id of the request");
+            return Err(Invalid::Pattern { field: "events.player_id", value, pattern });
+        }
+        if !event.event_id.is_empty() {
+            // Part of a change cannot be left out: it is told from its repeat by its producer's number.
+            let (value, pattern) = (event.event_id.clone(), "nothing in a change; it has its producer's number");
+            return Err(Invalid::Pattern { field: "events.event_id", value, pattern });
+        }
     }
+    Ok(())
 }
 
 fn precondition(condition: &value::Precondition) -> Result<(), Invalid> {
@@ -310,6 +330,19 @@ pub fn family(family: &value::FamilyDefinition) -> Result<(), Invalid> {
         return Err(Invalid::Pattern { field: "family.kind", value, pattern: "a value of ValueKind" });
     }
     ttl("family.ttl_ms", family.ttl_ms)
+}
+
+/// Checks a property's declaration.
+pub fn property(property: &value::PropertyDefinition) -> Result<(), Invalid> {
+    use value::ValueKind::{Any, Bool, Float, Int, String};
+    text("property.name", &property.name, PROPERTY_NAME_BYTES_MAX)?;
+    match value::ValueKind::try_from(property.kind) {
+        Ok(Any | Bool | Int | Float | String) => Ok(()),
+        known => {
+            let value = known.map_or_else(|_| property.kind.to_string(), |kind| kind.as_str_name().to_owned());
+            Err(Invalid::Pattern { field: "property.kind", value, pattern: "ANY, BOOL, INT, FLOAT or STRING" })
+        }
+    }
 }
 
 /// Checks what a scan lets through.
@@ -405,7 +438,7 @@ mod tests {
     use super::*;
 
     fn sample() -> value::Event {
-        value::Event { player_id: "p".into(), event_time_ms: 0, event_type: "t".into(), properties: String::new() }
+        value::Event { player_id: "p".into(), event_type: "t".into(), ..Default::default() }
     }
 
     #[test]
@@ -521,6 +554,8 @@ mod tests {
     fn events_are_kept_for_a_second_at_least() {
         assert!([0, 1_000, TTL_MS_MAX].into_iter().all(|ms| events_retention(ms).is_ok()));
         assert!([1, 999, TTL_MS_MAX + 1].into_iter().all(|ms| events_retention(ms).is_err()));
+        assert!([0, 1_000, EVENT_ID_WINDOW_MS_MAX].into_iter().all(|ms| event_id_window(ms).is_ok()));
+        assert!([1, 999, EVENT_ID_WINDOW_MS_MAX + 1].into_iter().all(|ms| event_id_window(ms).is_err()));
     }
 
     #[test]

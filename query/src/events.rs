@@ -1,6 +1,6 @@
 //! The table `events`: a row an event, a column a property.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use arrow::{
     array::RecordBatchOptions,
@@ -17,10 +17,7 @@ use datafusion::{
         streaming::{PartitionStream, StreamingTableExec},
     },
 };
-use galoo_storage::{
-    properties::Kinds,
-    view::{Column, Source, View},
-};
+use galoo_storage::view::{Column, PropertyTypes, Source, View};
 
 use crate::{EVENT_COLUMNS, PROPERTY_PREFIX, external, pushdown, stream::Partition};
 
@@ -52,18 +49,12 @@ fn column_name(property: &str) -> String {
 impl EventsTable {
     /// Makes the table; its columns are the properties that the shards know at this moment.
     pub fn new(views: Arc<[View]>, partitions: usize) -> Result<Self> {
-        let mut properties: BTreeMap<String, Kinds> = BTreeMap::new();
-        for view in views.iter() {
-            for (name, kinds) in view.properties().map_err(external)? {
-                let known = properties.entry(name).or_default();
-                *known = known.with(kinds);
-            }
-        }
+        let properties = PropertyTypes::of(&views).map_err(external)?;
         let mut columns = vec![Column::PlayerId, Column::EventTime, Column::EventType, Column::Seq, Column::IngestTime];
         let mut names: Vec<String> = EVENT_COLUMNS[..5].iter().map(|name| (*name).to_owned()).collect();
-        for (name, kinds) in properties {
-            names.push(column_name(&name));
-            columns.push(Column::Property { name, column_type: kinds.column_type() });
+        for (name, column_type) in properties.iter() {
+            names.push(column_name(name));
+            columns.push(Column::Property { name: name.to_owned(), column_type });
         }
         columns.push(Column::Properties);
         names.push("properties".to_owned());

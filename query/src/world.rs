@@ -13,7 +13,7 @@ use galoo_storage::{
     compaction::{build_segment, commit_segment},
     engine::memory::MemoryEngine,
     properties,
-    rollup::{Definition, cover},
+    rollup::{Definition, cover, cover::First},
     segment::SegmentFiles,
     shard::Shard,
     view::View,
@@ -36,6 +36,7 @@ pub(crate) fn event(player: &str, event_time_ms: i64, event_type: &str, properti
         event_time_ms,
         event_type: event_type.to_owned(),
         properties: properties.to_owned(),
+        ..Default::default()
     }
 }
 
@@ -150,7 +151,7 @@ impl World {
         self.seal();
         for rollup in self.view().rollups().expect("reads") {
             let definition = Definition::parse(&rollup).expect("valid");
-            while let Some(cover) = cover::prepare(&self.view(), &definition).expect("prepares") {
+            while let Some(cover) = cover::prepare(&self.view(), &definition, First::Covering).expect("prepares") {
                 assert!(cover::commit(&self.engine, KEYSPACE, cover).expect("commits"));
             }
         }

@@ -20,6 +20,7 @@ mod games;
 mod load;
 mod output;
 mod privacy;
+mod properties;
 mod rollups;
 mod serve;
 mod sql;
@@ -59,6 +60,9 @@ enum Command {
     /// Declare families of cells: how many versions, how long
     #[command(subcommand, after_help = "Example: galoo family set --game rpg inventory --versions 3 --ttl 30d")]
     Family(families::FamilyCommand),
+    /// Show the properties of events, and declare what their values are
+    #[command(subcommand, after_help = "Example: galoo property list --game sc2")]
+    Property(properties::PropertyCommand),
     /// Load events from NDJSON (plain, gzip or zstd; `-` reads standard input)
     #[command(after_help = "Example: galoo import --game sc2 sc2.ndjson.zst")]
     Import(load::ImportArgs),
@@ -216,6 +220,7 @@ async fn client_command(command: Command) -> Result<(), Failure> {
         Command::Cluster(command) => cluster::run(command).await,
         Command::Game(command) => games::run(command).await,
         Command::Family(command) => families::run(command).await,
+        Command::Property(command) => properties::run(command).await,
         Command::Import(args) => load::run(args).await,
         Command::Append(args) => data::append(args).await,
         Command::Get(args) => data::get(args).await,

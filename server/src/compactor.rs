@@ -12,7 +12,7 @@ use galoo_proto::{GameId, Hlc, Keyspace, SegmentId, ShardId, command::command::B
 use galoo_storage::{
     compaction::{self, Choice, Policy},
     engine::Family,
-    rollup::{Definition, cover, expiry},
+    rollup::{Definition, cover, cover::First, expiry},
     view::{Source, View},
 };
 use tokio::task::spawn_blocking;
@@ -40,6 +40,8 @@ const BUSY_ENTRIES: u128 = 400;
 
 /// How building segments, and sweeping what they leave, give way.
 struct Pace {
+    /// Rounds that began.
+    round: u64,
     /// Log entries that the node's shards had applied when the round before began, and so far in this one.
     before: u64,
     applied: u64,
@@ -53,11 +55,12 @@ struct Pace {
 
 impl Pace {
     fn new(now: Instant) -> Self {
-        Self { before: 0, applied: 0, began: now, busy: true, built: false, rests_until: now }
+        Self { round: 0, before: 0, applied: 0, began: now, busy: true, built: false, rests_until: now }
     }
 
     /// A round over the shards begins.
     fn round(&mut self, now: Instant) {
+        self.round += 1;
         let entries = u128::from(self.applied.saturating_sub(self.before));
         let elapsed_ms = (now - self.began).as_millis().max(1);
         self.busy = entries * 1_000 >= elapsed_ms * BUSY_ENTRIES;
@@ -198,6 +201,7 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
         }
     }
     let rollups = view.rollups()?;
+    let first = if pace.round.is_multiple_of(2) { First::Covering } else { First::TakingOut };
     if node.leads(shard) {
         let (game, now) = (GameId(view.state().game), Hlc::from_millis(unix_ms()));
         if let Some(to) = compaction::gc_time(&node.config().compaction, view.state(), now) {
@@ -214,11 +218,13 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
         }
         let mut missing = node.missing_families(game, &view.families()?);
         missing.extend(node.missing_rollups(game, &rollups));
+        missing.extend(node.missing_event_id_window(game, view.state().event_ids));
+        missing.extend(node.missing_declarations(game, &view.declared()?));
         for body in missing {
             node.tell_shard(shard, body).await?;
         }
     }
-    done.covered = cover_next(node, shard, keyspace, &view, rollups).await?;
+    done.covered = cover_next(node, shard, keyspace, &view, rollups, first).await?;
     Ok(done)
 }
 
@@ -236,13 +242,22 @@ async fn cover_next(
     keyspace: Keyspace,
     view: &View,
     rollups: Vec<Rollup>,
+    first: First,
 ) -> anyhow::Result<bool> {
     let mut covered = false;
     for rollup in rollups {
         let definition = Definition::parse(&rollup)?;
         let view = view.clone();
         let started = Instant::now();
-        let Some(cover) = spawn_blocking(move || cover::prepare(&view, &definition)).await?? else { continue };
+        let cover = match spawn_blocking(move || cover::prepare(&view, &definition, first)).await? {
+            Ok(Some(cover)) => cover,
+            Ok(None) => continue,
+            Err(failure) => {
+                // The others do not wait for it.
+                warn!(%shard, rollup = rollup.name, %failure, "a rollup could not be covered; it is tried again");
+                continue;
+            }
+        };
         let (engine, through, cells) = (node.engine().clone(), cover.to.seq, cover.cells());
         let committed = node.commit(shard, keyspace, move || cover::commit(&engine, keyspace, cover)).await?;
         debug!(%shard, rollup = rollup.name, through, cells, committed, took = ?started.elapsed(), "covered");

@@ -11,6 +11,7 @@ mod families;
 mod forward;
 mod games;
 mod place;
+mod properties;
 mod reads;
 mod rollups;
 mod snapshots;
@@ -44,7 +45,7 @@ use galoo_proto::{
 use galoo_storage::{
     chunk::index::ChunkIndexes, compaction, engine::Engine, segment::SegmentFiles, shard::Shard, view::SparseRanges,
 };
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
 use self::eager::Eager;
@@ -68,6 +69,8 @@ const WAITING_BYTES_MAX: usize = 64 << 20;
 const START_WAIT: Duration = Duration::from_secs(10);
 /// How long a caller waits for its share of these bytes before it is refused.
 const ADMISSION_WAIT: Duration = Duration::from_secs(2);
+/// When to ask again while all events of a game are read for somebody else.
+const SURVEY_WAIT: Duration = Duration::from_secs(1);
 
 /// Why an operation was not done.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +99,15 @@ pub enum NodeError {
     /// The family is not declared.
     #[error("family {0:?} is not declared")]
     UnknownFamily(String),
+    /// The property is not declared.
+    #[error("property {0:?} is not declared")]
+    UnknownProperty(String),
+    /// The node reads all events of a game for somebody already: try again after the delay.
+    #[error("the node reads all events of a game already, for one caller at a time; try again in {} ms", .retry_after.as_millis())]
+    Surveying {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// Too much waits on this node: try again after the delay.
     #[error("more than {WAITING_BYTES_MAX} bytes wait to be committed; try again in {} ms", .retry_after.as_millis())]
     Busy {
@@ -167,8 +179,8 @@ pub struct Node {
     leaders: Mutex<HashMap<GroupId, NodeId>>,
     clock: Mutex<Hlc>,
     waiting: Arc<Semaphore>,
-    /// One rollup is compared with its events at a time.
-    verifying: Arc<Semaphore>,
+    /// All events of a game are read for one caller at a time: to compare a rollup with them, or to count properties.
+    surveying: Arc<Semaphore>,
     disk: Disk,
 }
 
@@ -178,6 +190,12 @@ pub fn unix_ms() -> u64 {
 }
 
 impl Node {
+    /// Takes the one place of those who read all events of a game, until it is dropped.
+    fn begin_survey(&self) -> Result<OwnedSemaphorePermit, NodeError> {
+        let taken = |_| NodeError::Surveying { retry_after: SURVEY_WAIT };
+        self.surveying.clone().try_acquire_owned().map_err(taken)
+    }
+
     /// Starts what the data folder holds, as a node of the cluster that it belongs to, and enters the door.
     ///
     /// `found` is where other nodes were found, which may have moved since the meta group was told.
@@ -217,7 +235,7 @@ impl Node {
         let driver = Driver::start(me.0, log.clone(), timing, options, transport.clone(), store.clone())?;
         let voters = meta.borrow().nodes().map(|node| node.id).collect();
         let record = GroupRecord { place: meta_keyspace.0, voters, ..Default::default() };
-        driver.open(GroupId(META_GROUP), record, Machine::Meta(machine)).await?;
+        driver.open(GroupId(META_GROUP), record, Machine::Meta(Box::new(machine))).await?;
         let router = watch::channel(Arc::new(Router::new(&meta.borrow()))).0;
         let node = Arc::new(Self {
             identity,
@@ -238,7 +256,7 @@ impl Node {
             leaders: Mutex::default(),
             clock: Mutex::default(),
             waiting: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
-            verifying: Arc::new(Semaphore::new(1)),
+            surveying: Arc::new(Semaphore::new(1)),
             disk,
         });
         tokio::spawn(node.clone().follow_moves(to_move));

@@ -32,10 +32,10 @@ fn sql_error(error: &NodeError) -> SqlError {
     let code = match error {
         NodeError::UnknownGame(_) => "3D000",
         NodeError::RollupExists(_) | NodeError::TableExists(_) => "42P07",
-        NodeError::UnknownRollup(_) | NodeError::UnknownFamily(_) => "42P01",
+        NodeError::UnknownRollup(_) | NodeError::UnknownFamily(_) | NodeError::UnknownProperty(_) => "42P01",
         NodeError::Invalid(_) | NodeError::Refused(_) | NodeError::GameExists(_) => "22023",
         NodeError::DiskFull(_) => "53100",
-        NodeError::Busy { .. } => "53200",
+        NodeError::Busy { .. } | NodeError::Surveying { .. } => "53200",
         NodeError::Unavailable { .. } | NodeError::Stopping => "57P03",
         NodeError::OutcomeUnknown { .. } => "40003",
         NodeError::NotHere { .. } => "0A000",

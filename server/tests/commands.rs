@@ -274,3 +274,114 @@ fn the_folder_of_a_stopped_node_is_looked_into_and_left_alone() {
     assert!(code == Some(1) && said.contains("1 findings"), "{said}");
     assert!(told.contains("corrupt segment at offset 0") && told.contains(segment.to_str().expect("UTF-8")), "{told}");
 }
+
+/// An event's id stands for it, whichever command, file or client brings it, also after a crash; for the game's window.
+#[test]
+fn an_event_with_an_id_is_stored_once() {
+    let folder = tempfile::tempdir().expect("folder");
+    let data = folder.path().join("data");
+    let server = Server::start(&data, &[]);
+    printed(&server, &["game", "create", "g", "--shards", "3"]);
+    let append = |server: &Server, player: &str, id: &str| {
+        let told = printed(server, &["append", "--game", "g", player, "buy", "--event-id", id, "--json"]);
+        serde_json::from_str::<serde_json::Value>(&told).expect("JSON")["events_stored"].as_u64().expect("a number")
+    };
+    assert_eq!(
+        [append(&server, "ann", "a-0"), append(&server, "ann", "a-0"), append(&server, "bob", "a-0")],
+        [1, 0, 1]
+    );
+    let line =
+        |at: u64| format!("{{\"player\":\"p{}\",\"ts\":{},\"type\":\"buy\",\"id\":\"i{at}\"}}\n", at % 7, 1_000 + at);
+    let import = |server: &Server, name: &str, lines: std::ops::Range<u64>| {
+        let file = folder.path().join(name);
+        fs::write(&file, lines.map(line).collect::<String>()).expect("writes");
+        let file = file.to_str().expect("UTF-8");
+        let arguments = ["import", "--game", "g", file, "--time-unit", "s", "--id-field", "id", "--json"];
+        let told: serde_json::Value = serde_json::from_str(&printed(server, &arguments)).expect("JSON");
+        assert_eq!(told["id_field"], "id");
+        ["events_stored", "duplicates"].map(|count| told[count].as_u64().expect("a number"))
+    };
+    assert_eq!(import(&server, "first.ndjson", 0..3_000), [3_000, 0]);
+    assert_eq!(import(&server, "second.ndjson", 2_000..4_000), [1_000, 1_000]);
+    server.kill9();
+    let server = Server::start(&data, &[]);
+    assert_eq!(import(&server, "third.ndjson", 1_500..4_500), [500, 2_500]);
+    assert_eq!(append(&server, "ann", "a-0"), 0);
+    let count = "select count(*), count(distinct id) from events where event_type = 'buy'";
+    let rows = support::psql(server.pg().port(), "g", count).expect("answers");
+    assert_eq!(rows, [["4502", "4500"].map(|cell| Some(cell.to_owned())).to_vec()]);
+
+    let alter = |window: &str| galoo(&server, &["game", "alter", "g", "--event-id-window", window, "--json"]);
+    let told = alter("1s").output().expect("runs").stdout;
+    let told: serde_json::Value = serde_json::from_slice(&told).expect("JSON");
+    assert_eq!((&told["event_id_window_ms"], &told["events_retention_ms"]), (&1_000.into(), &0.into()));
+    // Its event was stored more than a second ago, or soon was.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while append(&server, "ann", "a-0") == 0 {
+        assert!(std::time::Instant::now() < deadline, "the id is known for longer than its window");
+    }
+    for (window, words) in [("999ms", "at least 1000"), ("32d", "the limit is 2678400000")] {
+        let refused = alter(window).output().expect("runs");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(3) && said.contains(words), "{said}");
+    }
+    let long = "x".repeat(129);
+    let refused = galoo(&server, &["append", "--game", "g", "ann", "buy", "--event-id", &long]).output().expect("runs");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(3) && said.contains("event_id has 129 bytes; the limit is 128"), "{said}");
+    assert!(server.stop().success());
+}
+
+/// The catalog says what values there are; a declared type stays a column's, and what does not fit is null there, stays in
+/// its event, and is counted.
+#[test]
+fn properties_are_listed_and_declared() {
+    let folder = tempfile::tempdir().expect("folder");
+    let server = Server::start(&folder.path().join("data"), &[]);
+    printed(&server, &["game", "create", "g", "--shards", "2"]);
+    let append = |player: &str, properties: &str| {
+        printed(&server, &["append", "--game", "g", player, "t", "--properties", properties]);
+    };
+    let listed = || -> serde_json::Value {
+        serde_json::from_str(&printed(&server, &["property", "list", "--game", "g", "--json"])).expect("JSON")
+    };
+    let ask = |sql: &str| support::psql(server.pg().port(), "g", sql).expect("answers");
+    append("ann", r#"{"gold":5,"name":"x"}"#);
+    append("bob", r#"{"gold":"six","nested":{"a":1}}"#);
+    append("cid", r#"{"gold":7.5,"name":null}"#);
+    append("dan", "{}");
+    let told = listed();
+    assert_eq!((&told["events"], told["properties"].as_array().map(Vec::len)), (&4.into(), Some(3)));
+    let gold = &told["properties"][0];
+    assert_eq!(gold["values"], serde_json::json!({"float": 1, "int": 1, "string": 1}));
+    let shown = ["name", "column", "declared", "null_share", "misfits"].map(|field| gold[field].to_string());
+    assert_eq!(shown, ["\"gold\"", "\"text\"", "null", "0.25", "0"]);
+    let name = &told["properties"][1];
+    assert_eq!((&name["nulls"], &name["null_share"]), (&1.into(), &0.75.into()));
+    let seen = ["first_seen_ms", "last_seen_ms"].map(|field| name[field].as_u64().expect("a time"));
+    assert!(seen[0] - seen[1] < 3_600_000 && seen[1].is_multiple_of(3_600_000), "{seen:?}");
+
+    printed(&server, &["property", "declare", "--game", "g", "gold", "int"]);
+    printed(&server, &["compact", "--game", "g"]);
+    append("eve", r#"{"gold":"many"}"#);
+    let gold = |field: &str| listed()["properties"][0][field].to_string();
+    assert_eq!(["column", "declared", "misfits"].map(gold), ["\"bigint\"", "\"int\"", "3"]);
+    let sums = ask("select sum(gold), count(gold), count(*) from events");
+    assert_eq!(sums, [["5", "1", "5"].map(|cell| Some(cell.to_owned())).to_vec()]);
+    let bob = ask("select gold, properties from events where player_id = 'bob'");
+    assert_eq!(bob, [vec![None, Some(r#"{"nested":{"a":1},"gold":"six"}"#.to_owned())]]);
+    printed(&server, &["property", "declare", "--game", "g", "never", "bool"]);
+    assert_eq!(ask("select count(never) from events")[0], [Some("0".to_owned())]);
+
+    let run = |arguments: &[&str]| {
+        let output = galoo(&server, arguments).output().expect("runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    printed(&server, &["property", "drop", "--game", "g", "gold"]);
+    assert_eq!(["column", "misfits"].map(gold), ["\"text\"", "0"]);
+    let (code, said) = run(&["property", "drop", "--game", "g", "gold"]);
+    assert!(code == Some(3) && said.contains("property \"gold\" is not declared"), "{said}");
+    let (code, said) = run(&["property", "declare", "--game", "g", &"x".repeat(257), "int"]);
+    assert!(code == Some(3) && said.contains("property.name has 257 bytes; the limit is 256"), "{said}");
+    assert!(server.stop().success());
+}

@@ -98,6 +98,7 @@ fn bad_events_and_cells_are_refused_and_change_nothing() {
             event_time_ms: 1,
             event_type: "t".into(),
             properties,
+            ..Default::default()
         };
         let append = async |events| {
             let request = AppendRequest { game: "g".into(), producer: None, events };
@@ -135,6 +136,7 @@ fn bad_input_over_grpc_is_refused_and_changes_nothing() {
             event_time_ms,
             event_type: "t".to_owned(),
             properties: properties.to_owned(),
+            ..Default::default()
         };
         let many = (0..257).map(|i| format!("\"p{i}\":1")).collect::<Vec<_>>().join(",");
         let large = format!("{{\"a\":\"{}\"}}", "x".repeat(1 << 20));
@@ -382,7 +384,13 @@ impl Digits {
                 digits.push_str(&self.0.to_string());
             }
             let properties = format!("{{\"digits\":\"{digits}\"}}");
-            Event { player_id: format!("p{}", place % 50), event_time_ms: 1, event_type: "e".into(), properties }
+            Event {
+                player_id: format!("p{}", place % 50),
+                event_time_ms: 1,
+                event_type: "e".into(),
+                properties,
+                ..Default::default()
+            }
         };
         (0..2_000).map(event).collect()
     }

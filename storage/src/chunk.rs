@@ -132,6 +132,7 @@ mod tests {
                 event_time_ms,
                 event_type,
                 properties,
+                ..Default::default()
             },
         )
     }

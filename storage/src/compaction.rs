@@ -165,7 +165,7 @@ pub fn build_segment(
         }
     }
     events.sort_unstable_by_key(|(token, event)| (*token, event.player, event.time_ms, event.seq));
-    let mut writer = SegmentWriter::default();
+    let mut writer = SegmentWriter::new(&view.declared()?);
     for (token, event) in &events {
         writer.push(*token, event)?;
     }

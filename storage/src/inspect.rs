@@ -8,7 +8,11 @@ use std::{
     sync::Arc,
 };
 
-use galoo_proto::{Keyspace, RollupId, SegmentId, command, record, rollup::Rollup, value::FamilyDefinition};
+use galoo_proto::{
+    Keyspace, RollupId, SegmentId, command, record,
+    rollup::Rollup,
+    value::{FamilyDefinition, PropertyDeclarations},
+};
 use prost::Message;
 
 use crate::{
@@ -42,6 +46,8 @@ pub struct Inspector {
     engine: Arc<dyn Engine>,
     shards: BTreeMap<Keyspace, record::ShardState>,
     rollups: HashMap<(Keyspace, RollupId), Definition>,
+    /// Keyspaces whose shard's state does not read, and why.
+    unreadable: Vec<(Keyspace, Error)>,
 }
 
 /// What was read.
@@ -58,11 +64,14 @@ pub struct Checked {
 impl Inspector {
     /// Finds the shards of some keyspaces; one without a shard's state is none.
     pub fn open(engine: Arc<dyn Engine>, keyspaces: impl IntoIterator<Item = Keyspace>) -> Result<Self> {
-        let mut shards = BTreeMap::new();
+        let (mut shards, mut unreadable) = (BTreeMap::new(), Vec::new());
         for keyspace in keyspaces {
-            shards.extend(shard::read_state(engine.as_ref(), keyspace)?.map(|state| (keyspace, state)));
+            match shard::read_state(engine.as_ref(), keyspace) {
+                Ok(state) => shards.extend(state.map(|state| (keyspace, state))),
+                Err(error) => unreadable.push((keyspace, error)),
+            }
         }
-        let mut inspector = Self { engine, shards, rollups: HashMap::new() };
+        let mut inspector = Self { engine, shards, rollups: HashMap::new(), unreadable };
         for keyspace in inspector.shards.keys().copied().collect::<Vec<_>>() {
             let range = key::rollups(keyspace);
             let mut rows = inspector.engine.rows(Family::Meta, &range.start..&range.end, Direction::Forward)?;
@@ -146,6 +155,9 @@ impl Inspector {
             findings += 1;
             finding(format!("{keyspace}: {what}"));
         };
+        for (keyspace, error) in &self.unreadable {
+            found(*keyspace, error.to_string());
+        }
         for (keyspace, state) in &self.shards {
             for family in Family::ALL {
                 let read = self.rows(*keyspace, family, &mut |key, row| {
@@ -182,20 +194,20 @@ impl Inspector {
         let chunks = read_chunks(self.engine.as_ref(), keyspace)?.into_iter().chain(state.open);
         let mut spans: Vec<_> = chunks
             .filter(|chunk| chunk.first_seq <= chunk.last_seq)
-            .map(|chunk| (chunk.first_seq, chunk.last_seq, chunk.last_seq + 1 - chunk.first_seq))
+            .map(|chunk| (chunk.first_seq, chunk.last_seq, (chunk.last_seq - chunk.first_seq).saturating_add(1)))
             .collect();
         let segments = read_segments(self.engine.as_ref(), keyspace)?;
-        spans.extend(segments.iter().map(|one| (one.first_seq, one.last_seq, one.rows + one.gone)));
+        spans.extend(segments.iter().map(|one| (one.first_seq, one.last_seq, one.rows.saturating_add(one.gone))));
         spans.sort_unstable();
-        let mut next = 1;
+        let mut before = 0;
         for (first, last, events) in spans {
-            if first != next || last < first || events != last + 1 - first {
-                return Ok(Some(format!("INV-S4: #{first} to #{last} with {events} events come behind #{}", next - 1)));
+            if last < first || first.checked_sub(1) != Some(before) || events != last - before {
+                return Ok(Some(format!("INV-S4: #{first} to #{last} with {events} events come behind #{before}")));
             }
-            next = last + 1;
+            before = last;
         }
         let last = state.last_seq;
-        Ok((next != last + 1).then(|| format!("INV-S4: sources end at #{}, the shard at #{last}", next - 1)))
+        Ok((before != last).then(|| format!("INV-S4: sources end at #{before}, the shard at #{last}")))
     }
 }
 
@@ -242,7 +254,7 @@ fn meta(rest: &mut &[u8], value: &[u8]) -> Result<Said> {
             segment.block_crcs.clear();
             ("segment", vec![("segment", number(rest)?.to_string())], format!("{segment:?}"))
         }
-        key::PROPERTY => ("property", vec![("property", name(rest)?)], kinds(value)?),
+        key::PROPERTY => ("property", vec![("property", name(rest)?)], message::<record::Property>(value)?),
         key::QUALIFIER => ("qualifier", vec![("family", text(rest)?), ("qualifier", text(rest)?)], kinds(value)?),
         key::ROLLUP => {
             let rollup = Rollup::decode(value).map_err(|error| Error::row("rollup", error))?;
@@ -250,6 +262,7 @@ fn meta(rest: &mut &[u8], value: &[u8]) -> Result<Said> {
             ("rollup", vec![("rollup", number(rest)?.to_string())], format!("{rollup:?}"))
         }
         key::FAMILY => ("family", vec![("family", text(rest)?)], message::<FamilyDefinition>(value)?),
+        key::DECLARED => ("declared properties", vec![], message::<PropertyDeclarations>(value)?),
         key::ERASURE => ("erasure", vec![("player", text(rest)?)], message::<record::Erasure>(value)?),
         other => return Err(Error::row("meta key", format!("tag {other}"))),
     })
@@ -308,6 +321,13 @@ fn producers(rest: &mut &[u8], value: &[u8]) -> Result<Said> {
             let fields = vec![("group", text(rest)?), ("producer", text(rest)?)];
             let registered = value.try_into().map(u64::from_be_bytes);
             ("source", fields, registered.map_err(|_| Error::row("source", "not 8 bytes"))?.to_string())
+        }
+        key::EVENT_ID => {
+            let (slice, token) = (number(rest)?.to_string(), format!("{:016x}", number(rest)?));
+            let hash = format!("{:016x}{:016x}", number(rest)?, number(rest)?);
+            let stored = value.try_into().map(u64::from_be_bytes);
+            let stored = stored.map_err(|_| Error::row("event id", "not 8 bytes"))?.to_string();
+            ("event id", vec![("slice", slice), ("token", token), ("hash", hash)], stored)
         }
         other => return Err(Error::row("producers key", format!("tag {other}"))),
     })

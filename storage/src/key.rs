@@ -5,11 +5,12 @@
 //! meta        ... | 0x01                                              -> ShardState
 //!             ... | 0x02 chunk u64                                    -> Chunk (sealed, its rows in the chunk family)
 //!             ... | 0x03 segment u64                                  -> Segment
-//!             ... | 0x04 property name                                -> kinds u8
+//!             ... | 0x04 property name                                -> Property
 //!             ... | 0x05 family text, qualifier text                  -> kinds u8
 //!             ... | 0x06 rollup u64                                   -> Rollup (definition)
 //!             ... | 0x07 family text                                  -> FamilyDefinition
 //!             ... | 0x08 player text                                  -> Erasure
+//!             ... | 0x09                                              -> PropertyDeclarations
 //! cells       ... | token u64, player text, 0x00                      -> header (see `cell`)
 //!             ... | token u64, player text, 0x01, family text, qualifier text -> values that can be listed
 //! history     ... | token u64, player text, 0x01, family text, qualifier text, !version u64 -> value that was
@@ -18,6 +19,7 @@
 //!             ... | 0x02 producer text, number u64                    -> BatchOutcome
 //!             ... | 0x03 log index u64, producer text                 -> nothing (order of eviction)
 //!             ... | 0x04 group text, producer text                    -> registered_at u64
+//!             ... | 0x05 slice u64, token u64, hash u128              -> HLC u64 (of the event with this id)
 //! rollups     ... | 0x01 rollup u64                                   -> RollupMark
 //!             ... | 0x02 rollup u64, tier u8, token u64, bucket u64, groups -> cell (see `rollup::cell`)
 //! ```
@@ -43,6 +45,7 @@ pub(crate) const QUALIFIER: u8 = 5;
 pub(crate) const ROLLUP: u8 = 6;
 pub(crate) const FAMILY: u8 = 7;
 pub(crate) const ERASURE: u8 = 8;
+pub(crate) const DECLARED: u8 = 9;
 
 pub(crate) const ROW: u8 = 0;
 const CELL: u8 = 1;
@@ -51,6 +54,7 @@ pub(crate) const PRODUCER: u8 = 1;
 pub(crate) const OUTCOME: u8 = 2;
 pub(crate) const EVICTION: u8 = 3;
 pub(crate) const SOURCE: u8 = 4;
+pub(crate) const EVENT_ID: u8 = 5;
 
 pub(crate) const MARK: u8 = 1;
 const ROLLUP_CELL: u8 = 2;
@@ -179,6 +183,11 @@ pub fn property(keyspace: Keyspace, name: &str) -> Vec<u8> {
 /// All properties, by name.
 pub fn properties(keyspace: Keyspace) -> Range<Vec<u8>> {
     prefix_range(tagged(keyspace, PROPERTY))
+}
+
+/// What is declared of properties.
+pub fn declared(keyspace: Keyspace) -> Vec<u8> {
+    tagged(keyspace, DECLARED)
 }
 
 /// Returns the name in a key of [`property`].
@@ -467,6 +476,25 @@ pub fn evicted_producer(key: &[u8]) -> Result<String> {
 /// The order of eviction.
 pub fn evictions(keyspace: Keyspace) -> Range<Vec<u8>> {
     prefix_range(tagged(keyspace, EVICTION))
+}
+
+/// An event's id, by its hash.
+pub fn event_id(keyspace: Keyspace, slice: u64, token: Token, hash: u128) -> Vec<u8> {
+    let mut key = event_id_slice(keyspace, slice);
+    key.extend_from_slice(&token.0.to_be_bytes());
+    key.extend_from_slice(&hash.to_be_bytes());
+    key
+}
+
+/// The ids of events in slices `[slices.start, slices.end)`.
+pub fn event_id_slices(keyspace: Keyspace, slices: Range<u64>) -> Range<Vec<u8>> {
+    event_id_slice(keyspace, slices.start)..event_id_slice(keyspace, slices.end)
+}
+
+fn event_id_slice(keyspace: Keyspace, slice: u64) -> Vec<u8> {
+    let mut key = tagged(keyspace, EVENT_ID);
+    key.extend_from_slice(&slice.to_be_bytes());
+    key
 }
 
 /// A named source's registration.

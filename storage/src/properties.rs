@@ -6,7 +6,10 @@
 
 use std::{borrow::Cow, collections::HashSet};
 
-use galoo_proto::limits::{EVENT_PROPERTIES_MAX, JSON_DEPTH_MAX, PROPERTY_NAME_BYTES_MAX};
+use galoo_proto::{
+    limits::{EVENT_PROPERTIES_MAX, JSON_DEPTH_MAX, PROPERTY_NAME_BYTES_MAX},
+    value::ValueKind,
+};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -70,6 +73,36 @@ pub enum ColumnType {
     Float,
     /// Text; what is no string is its JSON.
     Text,
+}
+
+impl ColumnType {
+    /// The type of a declared kind; `None` where nothing is declared of it.
+    pub fn of_kind(kind: ValueKind) -> Option<Self> {
+        match kind {
+            ValueKind::Bool => Some(Self::Bool),
+            ValueKind::Int => Some(Self::Int),
+            ValueKind::Float => Some(Self::Float),
+            ValueKind::String => Some(Self::Text),
+            ValueKind::Any | ValueKind::Bytes | ValueKind::Json => None,
+        }
+    }
+
+    /// The kinds of values that fit where this type is declared. Null is no value.
+    pub fn kinds(self) -> Kinds {
+        let kinds = match self {
+            Self::Bool => Kinds::BOOL,
+            Self::Int => Kinds::INT.with(Kinds::WIDE_INT),
+            Self::Float => Kinds::INT.with(Kinds::FLOAT),
+            Self::Text => Kinds::STRING,
+        };
+        kinds.with(Kinds::NULL)
+    }
+}
+
+/// Returns an integer as a float, if there is one that is exactly it, and no other integer is the same float.
+#[expect(clippy::cast_precision_loss, reason = "it is within 2^53")]
+pub fn exact_float(int: i64) -> Option<f64> {
+    (int.unsigned_abs() <= 1 << 53).then_some(int as f64)
 }
 
 /// A property's value.

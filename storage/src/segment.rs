@@ -15,6 +15,7 @@
 
 mod blocks;
 mod files;
+mod kinds;
 mod merge;
 mod quarantine;
 mod read;
@@ -87,6 +88,13 @@ impl PropertyTag {
     /// Returns the name of the column that holds a property's values of this kind.
     pub fn column(self, property: &str) -> String {
         format!("{}:{property}", self.letter())
+    }
+
+    /// Returns the kind of values of a property's column; `None` for a column that every event has.
+    pub fn of(column: &str) -> Option<Self> {
+        Self::property(column)?;
+        let tags = [Self::Bool, Self::Int, Self::Float, Self::String, Self::Json];
+        tags.into_iter().find(|tag| column.starts_with(tag.letter()))
     }
 
     /// Returns the property that a column belongs to; `None` for a column that every event has.

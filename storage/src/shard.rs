@@ -10,9 +10,11 @@ mod cells;
 mod change;
 mod checksum;
 mod erasure;
+mod event_ids;
 mod events;
 mod families;
 mod producers;
+mod properties;
 mod rollups;
 mod turn;
 
@@ -32,22 +34,24 @@ use galoo_proto::{
 use prost::Message;
 
 pub use self::checksum::Checksum;
-pub(crate) use self::{events::read_properties, families::read_families};
 use self::{
     families::Families,
     turn::{Turn, Written},
+};
+pub(crate) use self::{
+    families::read_families,
+    properties::{read_declared, read_properties},
 };
 use crate::{
     Error, Result,
     engine::{Engine, Family, WriteBatch},
     key,
-    properties::Kinds,
 };
 
 /// The newest format of [`galoo_proto::command::Command`] and of the shard state that this version knows.
-pub const FORMAT_VERSION: u32 = 5;
-/// The oldest format of the shard state that this version reads: before it, rollups had no tiers.
-const FORMAT_VERSION_MIN: u32 = 5;
+pub const FORMAT_VERSION: u32 = 6;
+/// The oldest format of the shard state that this version reads: before it, bytes of outcomes were not counted.
+const FORMAT_VERSION_MIN: u32 = 6;
 
 /// Bytes that entries leave to write at which they are written, if need be between two commands of an entry: deletions and
 /// changes of lists leave far more than they bring.
@@ -61,7 +65,7 @@ pub struct Shard {
     keyspace: Keyspace,
     state: record::ShardState,
     /// The catalog of properties, as it stands in the engine.
-    properties: HashMap<String, Kinds>,
+    properties: HashMap<String, record::Property>,
     /// Producers that were used lately, as they stand in the engine.
     producers: HashMap<String, record::Producer>,
     /// Declared families, as they stand in the engine.
@@ -113,7 +117,7 @@ impl Shard {
                 ..Default::default()
             },
         };
-        let properties = events::read_properties(engine.as_ref(), keyspace)?;
+        let properties = read_properties(engine.as_ref(), keyspace)?;
         let families = Arc::new(read_families(engine.as_ref(), keyspace)?);
         let progress = Arc::new(Progress::default());
         progress.applied.store(state.applied, Ordering::Release);

@@ -6,6 +6,7 @@
 //! checksums differ in the columns and the order that they ask for.
 
 mod batches;
+mod catalog;
 mod columns;
 mod condition;
 mod events;
@@ -19,11 +20,16 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use galoo_proto::{ChunkId, Hlc, Keyspace, RollupId, Seq, ShardId, record, rollup::Rollup, value::FamilyDefinition};
+use galoo_proto::{
+    ChunkId, Hlc, Keyspace, RollupId, Seq, ShardId, record,
+    rollup::Rollup,
+    value::{FamilyDefinition, PropertyDeclarations},
+};
 use prost::Message;
 
 pub use self::{
     batches::Batches,
+    catalog::{KindCounts, PropertyTypes},
     columns::Column,
     condition::{Condition, Scalar, Test},
     events::Events,
@@ -32,6 +38,7 @@ pub use self::{
     state::{CellQuery, RowCells, StateScan},
 };
 pub(crate) use self::{
+    catalog::count_members,
     columns::{Shredded, extra_members},
     condition::all_hold,
 };
@@ -41,7 +48,6 @@ use crate::{
     engine::{Direction, Family, Reader},
     erasure::Erasures,
     key,
-    properties::Kinds,
     segment::SegmentFiles,
     shard,
 };
@@ -346,11 +352,14 @@ impl View {
         shard::read_families(self.reader.as_ref(), self.keyspace)
     }
 
-    /// Names and kinds of all properties of the shard's events.
-    pub fn properties(&self) -> Result<Vec<(String, Kinds)>> {
-        let mut all: Vec<_> = shard::read_properties(self.reader.as_ref(), self.keyspace)?.into_iter().collect();
-        all.sort_by(|left, right| left.0.cmp(&right.0));
-        Ok(all)
+    /// All properties of the shard's events, by name.
+    pub fn properties(&self) -> Result<BTreeMap<String, record::Property>> {
+        Ok(shard::read_properties(self.reader.as_ref(), self.keyspace)?.into_iter().collect())
+    }
+
+    /// What the shard was told of declared properties.
+    pub fn declared(&self) -> Result<PropertyDeclarations> {
+        shard::read_declared(self.reader.as_ref(), self.keyspace)
     }
 
     /// Registered producers of a group, by id.

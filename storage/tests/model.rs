@@ -3,12 +3,16 @@
 //! Guards P3 (a batch takes effect once), P5 (the same content on every engine and in every tier) and the recovery rule
 //! (after a crash the log is applied again from what was flushed, to the same outcomes).
 
+#[path = "model/catalog.rs"]
+mod catalog;
 #[path = "model/formats.rs"]
 mod formats;
 #[path = "model/merges.rs"]
 mod merges;
 #[path = "model/parts.rs"]
 mod parts;
+#[path = "model/producers.rs"]
+mod producers;
 #[path = "model/retention.rs"]
 mod retention;
 #[path = "model/rollups.rs"]
@@ -29,9 +33,8 @@ use galoo_proto::{
     ChunkId, GameId, Hlc, Keyspace, Seq, ShardId, TokenRange,
     command::{
         AppendEvents, BatchId, Command, DropBuckets, DropEventsBefore, DropRollup, ForgetPlayer, MutatePlayer, Outcome,
-        PropertyKinds, RollupChanged, Seal, command::Body, outcome,
+        PropertyKinds, RollupChanged, Seal, SetEventIdWindow, command::Body, outcome,
     },
-    limits::PRODUCERS_MAX,
     value::{
         Cell, Event, Mutation, Null, Precondition, StoredEvent, Value, mutation::Change, precondition::Test,
         value::Kind,
@@ -43,7 +46,7 @@ use galoo_storage::{
     engine::{Direction, Engine, Family, memory::MemoryEngine, rocks, rocks::RocksEngine},
     key::{self, Selection},
     properties,
-    rollup::cover::Piece,
+    rollup::cover::{First, Piece},
     segment::{self, SegmentFiles},
     shard::{Checksum, Shard},
     view::{Column, EventFilter, Source, View},
@@ -59,6 +62,10 @@ enum Step {
     Append { number: Option<u64>, events: Vec<(u8, i64, u8)> },
     /// Sends an earlier append command again.
     Repeat(usize),
+    /// Events that have an id, but for those with 0.
+    Named(Vec<((u8, i64, u8), u8)>),
+    /// Ids are known for so many commands; never for more than before.
+    Window(u64),
     /// Adds to a counter when it has an expected value.
     Increment { player: u8, by: i64, expected: Option<i64> },
     /// Deletes the counter.
@@ -75,6 +82,8 @@ enum Step {
     Expire,
     /// Forgets a player.
     Forget { player: u8 },
+    /// Declares kinds of properties.
+    Declare(u8),
     /// Defines a rollup of this kind.
     Define(u64),
     /// Drops a rollup by its place.
@@ -94,6 +103,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (prop::option::of(0u64..6), events).prop_map(|(number, events)| Step::Append { number, events }),
         2 => (0usize..8).prop_map(Step::Repeat),
+        2 => prop::collection::vec(((0u8..2, 0i64..40, 0u8..6), 0u8..4), 1..5).prop_map(Step::Named),
+        1 => (1u64..12).prop_map(Step::Window),
         2 => (0u8..4, -5i64..6, prop::option::of(0i64..4)).prop_map(|(player, by, expected)| Step::Increment { player, by, expected }),
         1 => (0u8..4).prop_map(|player| Step::Delete { player }),
         2 => Just(Step::Seal),
@@ -102,6 +113,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0i64..40).prop_map(Step::DropBefore),
         1 => (0u8..4).prop_map(|player| Step::Forget { player }),
         3 => Just(Step::Expire),
+        1 => any::<u8>().prop_map(Step::Declare),
         2 => (0..rollups::KINDS).prop_map(Step::Define),
         1 => (0usize..3).prop_map(Step::Drop),
         3 => Just(Step::Cover),
@@ -121,7 +133,13 @@ fn event((player, time, kind): (u8, i64, u8)) -> Event {
         4 => r#"{"x":123456789012345678901234567890,"name":""}"#.to_owned(),
         _ => r#"{"ok":false,"x":9007199254740993}"#.to_owned(),
     };
-    Event { player_id: format!("p{player}"), event_time_ms: time, event_type: format!("t{}", kind % 3), properties }
+    Event {
+        player_id: format!("p{player}"),
+        event_time_ms: time,
+        event_type: format!("t{}", kind % 3),
+        properties,
+        ..Default::default()
+    }
 }
 
 fn append(number: Option<u64>, events: Vec<Event>) -> Body {
@@ -176,6 +194,10 @@ struct Model {
     forgotten: Vec<Forgotten>,
     /// Rollups that were ever defined: a number is never used again.
     defined: u64,
+    /// When an event with an id was stored, by player and id.
+    ids: HashMap<(u8, u8), u64>,
+    /// For how long ids are known; none: for longer than any run lasts.
+    window: Option<u64>,
 }
 
 impl Model {
@@ -339,10 +361,12 @@ fn check(world: &World, model: &Model) {
                 .collect::<Vec<_>>()
         })
         .collect();
-    let catalog: HashMap<_, _> = view.properties().expect("reads").into_iter().collect();
-    assert!(kinds.iter().all(|(name, kind)| kind.within(catalog[name])), "a value's kind is missing in the catalog");
+    let catalog = view.properties().expect("reads");
+    let known = |name: &String| properties::Kinds(u8::try_from(catalog[name].kinds).expect("eight kinds"));
+    assert!(kinds.iter().all(|(name, kind)| kind.within(known(name))), "a value's kind is missing in the catalog");
     rollups::check(std::slice::from_ref(&view), &model.rollups, &model.events, &model.forgotten, &world.caches);
     check_reads(&view, &readable);
+    catalog::check(&view, model, &readable);
     for player in 0..4u8 {
         let player = format!("p{player}");
         let cells = view.cells(&player, &Selection::Row.into()).expect("reads");
@@ -446,6 +470,33 @@ fn run(steps: &[Step], world: &mut World) -> Model {
                     store(world, &mut model, number, events);
                 }
             }
+            Step::Named(named) => {
+                let now = world.log.len() as u64;
+                let mut events = Vec::new();
+                let mut stored = Vec::new();
+                for (said, id) in named {
+                    let event_id = if *id == 0 { String::new() } else { format!("id{id}") };
+                    let event = Event { event_id, ..event(*said) };
+                    events.push(event.clone());
+                    let known =
+                        model.ids.get(&(said.0, *id)).is_some_and(|at| now - at < model.window.unwrap_or(u64::MAX));
+                    if *id == 0 || !known {
+                        model.ids.insert((said.0, *id), now);
+                        stored.push(event);
+                    }
+                }
+                let outcome = world.apply(append(None, events));
+                let Some(outcome::Result::Appended(appended)) = outcome.result else { panic!("{outcome:?}") };
+                let first = if stored.is_empty() { 0 } else { model.events.len() + 1 };
+                assert_eq!((appended.first_seq, appended.count as usize), (first as u64, stored.len()));
+                assert_eq!(appended.repeated as usize, named.len() - stored.len());
+                model.events.extend(stored);
+            }
+            Step::Window(window_ms) => {
+                let window_ms = model.window.unwrap_or(u64::MAX).min(*window_ms);
+                model.window = Some(window_ms);
+                world.apply(Body::SetEventIdWindow(SetEventIdWindow { window_ms }));
+            }
             Step::Increment { player, by, expected } => {
                 let player_id = format!("p{player}");
                 let cell = ("counters".to_owned(), "n".to_owned());
@@ -518,6 +569,7 @@ fn run(steps: &[Step], world: &mut World) -> Model {
                 forget(world, &mut model, &player_id);
                 model.counters.remove(&player_id);
             }
+            Step::Declare(choice) => catalog::declare(world, *choice),
             Step::Define(kind) => {
                 model.defined += 1;
                 let id = model.defined * rollups::KINDS + kind;
@@ -548,7 +600,8 @@ fn run(steps: &[Step], world: &mut World) -> Model {
                     cells: if at % 3 == 0 { 100 } else { 3 },
                     bytes: if at % 2 == 0 { 1_500 } else { 1 << 20 },
                 };
-                rollups::cover_pieces(&world.view(), &world.engine, &model.rollups, &piece);
+                let first = if at % 4 < 2 { First::Covering } else { First::TakingOut };
+                rollups::cover_pieces(&world.view(), &world.engine, &model.rollups, first, &piece);
             }
             Step::Flush => world.flush(),
             Step::Crash => {
@@ -701,67 +754,4 @@ fn a_segment_across_the_mark_counts_every_event_once() {
     check(&world, &model);
     rollups::cover_all(&world.view(), &world.engine, &live);
     check(&world, &model);
-}
-
-/// An appended file's last run is sent again with more events behind the first ones: only these are stored.
-#[test]
-fn a_batch_that_may_grow_stores_what_is_new_once() {
-    let folder = tempfile::tempdir().expect("folder");
-    let memory = MemoryEngine::default();
-    let mut world = World::new(folder.path(), Arc::new(memory.clone()), Some(memory));
-    let mut send = |count: u8, may_grow: bool| {
-        let Body::Append(mut body) = append(Some(4), (0..count).map(|i| event((0, i64::from(i), 1))).collect()) else {
-            panic!("not an append")
-        };
-        body.batch.as_mut().expect("numbered").may_grow = may_grow;
-        match world.apply(Body::Append(body)).result {
-            Some(outcome::Result::Appended(appended)) => Some((appended.count, appended.duplicate)),
-            _ => None,
-        }
-    };
-    assert_eq!(send(3, true), Some((3, false)));
-    assert_eq!(send(3, true), Some((3, true)));
-    assert_eq!(send(5, false), Some((2, false)));
-    assert_eq!(send(5, false), Some((2, true)));
-    assert_eq!(send(6, false), None, "a batch that was complete does not grow");
-    assert_eq!(send(4, false), None, "nor does it shrink");
-    assert_eq!(world.shard.state().events, 5);
-}
-
-/// A full table lets go of the producers whose use lies furthest back, one for each new one, also when an entry brings
-/// several; whether an evicted one's batch was stored before is not known, and that is what it is told.
-#[test]
-fn a_full_table_evicts_in_the_order_of_use() {
-    let folder = tempfile::tempdir().expect("folder");
-    let mut world = World::new(folder.path(), Arc::new(MemoryEngine::default()), None);
-    let command = |producer: u64, registered_at: u64| {
-        let batch = BatchId { producer_id: format!("p{producer:05}"), registered_at, ..Default::default() };
-        let range = Some(TokenRange::FULL.into());
-        let body = AppendEvents { range, batch: Some(batch), events: vec![event((0, 1, 0))], properties: vec![] };
-        Command { version: 1, hlc: 0, body: Some(Body::Append(body)) }.encode_to_vec()
-    };
-    let mut index = 0;
-    let mut apply = |commands: Vec<Vec<u8>>| {
-        index += 1;
-        let commands: Vec<_> = commands.iter().map(Vec::as_slice).collect();
-        world.shard.apply(index, &commands).expect("applies")
-    };
-    let stored = |outcome: &Outcome| match &outcome.result {
-        Some(outcome::Result::Appended(appended)) => Some(!appended.duplicate),
-        _ => None,
-    };
-    let mut next = 0;
-    while next < PRODUCERS_MAX {
-        let end = (next + 512).min(PRODUCERS_MAX);
-        let outcomes = apply((next..end).map(|producer| command(producer, 1 + producer)).collect());
-        assert!(outcomes.iter().all(|outcome| stored(outcome) == Some(true)));
-        next = end;
-    }
-    assert_eq!(stored(&apply(vec![command(0, 1)])[0]), Some(false), "known while the table has room");
-    let new = apply((0..3).map(|more| command(PRODUCERS_MAX + more, u64::MAX)).collect());
-    assert!(new.iter().all(|outcome| stored(outcome) == Some(true)));
-    for evicted in 0..3 {
-        assert_eq!(stored(&apply(vec![command(evicted, 1 + evicted)])[0]), None, "p{evicted} is expired");
-    }
-    assert_eq!(stored(&apply(vec![command(3, 4)])[0]), Some(false), "p3 is known");
 }

@@ -59,6 +59,7 @@ fn body(step: &Step, at: u64, open: u64) -> Body {
                 event_type: format!("t{}", i % 3),
                 // Long and hard to compress: a file of several pieces.
                 properties: format!(r#"{{"x":{i},"text":"{}"}}"#, noise(at * 1_000 + *i as u64, 400)),
+                ..Default::default()
             };
             let events = (0..*count).collect::<Vec<_>>().iter().map(event).collect();
             Body::Append(AppendEvents { range, batch, events, properties: vec![] })

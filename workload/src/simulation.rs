@@ -170,8 +170,13 @@ impl Simulation {
         if let Some(session) = &mut player.session {
             session.events += 1;
         }
-        let event =
-            Event { player_id: player.id.clone(), event_time_ms: at_ms, event_type: event_type.to_owned(), properties };
+        let event = Event {
+            player_id: player.id.clone(),
+            event_time_ms: at_ms,
+            event_type: event_type.to_owned(),
+            properties,
+            ..Default::default()
+        };
         self.out.push_back(Step::Event(event));
     }
 

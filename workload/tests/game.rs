@@ -155,7 +155,13 @@ fn a_line_is_the_event() {
         assert_eq!(line, serde_json::from_str::<Value>(&event.properties).expect("JSON"));
     }
     let mut text = String::new();
-    let bare = Event { player_id: "a\"b".into(), event_time_ms: 1, event_type: "t".into(), properties: String::new() };
+    let bare = Event {
+        player_id: "a\"b".into(),
+        event_time_ms: 1,
+        event_type: "t".into(),
+        properties: String::new(),
+        ..Default::default()
+    };
     ndjson::push_line(&mut text, &bare);
     assert_eq!(text, "{\"player_id\":\"a\\\"b\",\"ts_ms\":1,\"event_type\":\"t\"}\n");
 }

@@ -79,6 +79,7 @@ impl Operation {
                     event_time_ms: i64::try_from(id % 10_000).unwrap_or_default(),
                     event_type: "e".to_owned(),
                     properties: format!(r#"{{"id":{id}}}"#),
+                    ..Default::default()
                 };
                 let events = events.iter().map(event).collect();
                 let batch = batch(producer, number, acked_below);

@@ -165,7 +165,7 @@ impl Node {
         let mut raft = raft.with_limits(LIMITS);
         let opened = MetaMachine::open(self.disk.engine.clone(), Keyspace(meta_place));
         let (machine, meta) = opened.expect("the meta group's state opens");
-        let machine = Machine::Meta(machine);
+        let machine = Machine::Meta(Box::new(machine));
         let voters = meta.borrow().nodes().map(|node| node.id).collect();
         let record = GroupRecord { place: meta_place, voters, ..Default::default() };
         raft.open(META, record, machine.applied()).expect("the group opens");

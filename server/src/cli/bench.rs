@@ -111,7 +111,7 @@ fn event(worker: usize, number: u64, bytes: usize) -> Event {
     properties.extend(std::iter::repeat_n('x', pad));
     properties.push_str("\"}");
     let event_time_ms = i64::try_from(crate::node::unix_ms()).unwrap_or(0);
-    Event { player_id, event_time_ms, event_type: "bench".to_owned(), properties }
+    Event { player_id, event_time_ms, event_type: "bench".to_owned(), properties, ..Default::default() }
 }
 
 async fn get(args: GetArgs) -> Result<Report, Failure> {

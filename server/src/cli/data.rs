@@ -49,6 +49,9 @@ pub(super) struct AppendArgs {
     /// Unix milliseconds [default: now]
     #[arg(long, allow_negative_numbers = true)]
     time: Option<i64>,
+    /// Your name for the event: one of the player's with the same id that was stored within a day is not stored again
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "ID")]
+    event_id: String,
     #[arg(long)]
     game: String,
     #[command(flatten)]
@@ -61,11 +64,14 @@ pub(super) async fn append(args: AppendArgs) -> Result<(), Failure> {
         event_time_ms: args.time.unwrap_or_else(|| unix_ms().cast_signed()),
         event_type: args.event_type,
         properties: args.properties,
+        event_id: args.event_id,
     };
     let request = AppendRequest { game: args.game, producer: None, events: vec![event] };
     let stored = args.connection.connect().await?.append(request).await?;
     if args.connection.json {
         output::line(json!({"events_stored": stored.stored}))
+    } else if stored.stored == 0 {
+        output::line("an event with this id was stored before")
     } else {
         output::line(format_args!("stored {} event", stored.stored))
     }
@@ -313,6 +319,7 @@ pub(super) async fn put(args: PutArgs) -> Result<(), Failure> {
         event_time_ms: unix_ms().cast_signed(),
         event_type: event_type.clone(),
         properties: args.properties.clone(),
+        event_id: String::new(),
     });
     let mutations = vec![mutation(&args, kind, family.clone(), qualifier.clone())?];
     let request = MutateRequest {

@@ -1,12 +1,15 @@
 //! `galoo game`: create, alter, list, drop.
 
 use clap::Subcommand;
-use galoo_proto::admin::Game;
+use galoo_proto::{
+    admin::{AlterGameRequest, Game},
+    limits::EVENT_ID_WINDOW_MS_DEFAULT,
+};
 use serde_json::json;
 
 use super::{
     Connection, Failure,
-    duration::{duration_or_never_ms, duration_text},
+    duration::{duration_ms, duration_or_never_ms, duration_text},
     output,
 };
 
@@ -26,14 +29,18 @@ pub(super) enum GameCommand {
         #[command(flatten)]
         connection: Connection,
     },
-    /// Change for how long a game's events are kept. What is dropped does not come back; rollups keep what they hold
-    #[command(after_help = "Example: galoo game alter sc2 --retention 90d")]
+    /// Change how a game is kept. What is dropped does not come back; rollups keep what they hold
+    #[command(after_help = "Example: galoo game alter sc2 --retention 90d --event-id-window 2h")]
     Alter {
         /// Its name
         name: String,
         /// Drop events so long after their time: 90s, 15m, 12h, 30d; never
         #[arg(long, value_name = "TIME", value_parser = duration_or_never_ms)]
-        retention: u64,
+        #[arg(required_unless_present = "event_id_window")]
+        retention: Option<u64>,
+        /// Store no event with an id again that was stored so long ago: 15m, 12h, up to 31d [default: 24h]
+        #[arg(long, value_name = "TIME", value_parser = duration_ms)]
+        event_id_window: Option<u64>,
         #[command(flatten)]
         connection: Connection,
     },
@@ -55,7 +62,15 @@ pub(super) enum GameCommand {
 
 fn object(game: &Game) -> serde_json::Value {
     let Game { name, shards, replicas, events_retention_ms, .. } = game;
-    json!({"name": name, "shards": shards, "replicas": replicas, "events_retention_ms": events_retention_ms})
+    json!({
+        "name": name, "shards": shards, "replicas": replicas, "events_retention_ms": events_retention_ms,
+        "event_id_window_ms": window_ms(game),
+    })
+}
+
+/// For how long an event's id is known.
+fn window_ms(game: &Game) -> u64 {
+    if game.event_id_window_ms == 0 { EVENT_ID_WINDOW_MS_DEFAULT } else { game.event_id_window_ms }
 }
 
 pub(super) async fn run(command: GameCommand) -> Result<(), Failure> {
@@ -69,13 +84,18 @@ pub(super) async fn run(command: GameCommand) -> Result<(), Failure> {
                 output::line(format_args!("created game {name} with {shards} shards, {replicas} replicas each"))
             }
         }
-        GameCommand::Alter { name, retention, connection } => {
-            let game = connection.connect().await?.alter_game(&name, retention).await?;
+        GameCommand::Alter { name, retention, event_id_window, connection } => {
+            let (events_retention_ms, event_id_window_ms) = (retention, event_id_window);
+            let alter = AlterGameRequest { name, events_retention_ms, event_id_window_ms };
+            let game = connection.connect().await?.alter_game(alter).await?;
             if connection.json {
                 output::line(object(&game))
             } else {
-                let (name, after) = (game.name, duration_text(game.events_retention_ms));
-                output::line(format_args!("game {name} drops events after: {after}"))
+                let (after, window) = (duration_text(game.events_retention_ms), duration_text(window_ms(&game)));
+                output::line(format_args!(
+                    "game {} drops events after: {after}; knows their ids for: {window}",
+                    game.name
+                ))
             }
         }
         GameCommand::List { connection } => {
@@ -85,9 +105,11 @@ pub(super) async fn run(command: GameCommand) -> Result<(), Failure> {
             } else {
                 let row = |game: Game| {
                     let (shards, replicas) = (game.shards.to_string(), game.replicas.to_string());
-                    vec![game.name, shards, replicas, duration_text(game.events_retention_ms)]
+                    let (after, window) = (duration_text(game.events_retention_ms), duration_text(window_ms(&game)));
+                    vec![game.name, shards, replicas, after, window]
                 };
-                output::table(&["game", "shards", "replicas", "drops events after"], games.into_iter().map(row))
+                let titles = ["game", "shards", "replicas", "drops events after", "knows event ids for"];
+                output::table(&titles, games.into_iter().map(row))
             }
         }
         GameCommand::Drop { name, connection } => {

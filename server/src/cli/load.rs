@@ -57,6 +57,10 @@ pub(super) struct ImportArgs {
     /// The field that holds the event's type [default: detected]
     #[arg(long)]
     type_field: Option<String>,
+    /// The field that holds an id of the event, if it has one: an event with an id that its player has an event with,
+    /// stored within a day, is not stored, whichever file or client brought that
+    #[arg(long)]
+    id_field: Option<String>,
     /// Where bad lines go [default: FILE.rejected.ndjson in the current folder]
     #[arg(long)]
     rejected: Option<PathBuf>,
@@ -111,7 +115,8 @@ fn append_failure(error: galoo_client::Error) -> Failure {
     match Failure::from(error) {
         Failure::Refused(message) if is_conflict => Failure::Refused(format!(
             "{message}: either the beginning of the file was changed, or it was first imported with other fields (give \
-             the same --player-field, --time-field, --time-unit and --type-field again), or --source named another file"
+             the same --player-field, --time-field, --time-unit, --type-field and --id-field again), or --source named \
+             another file"
         )),
         failure => failure,
     }
@@ -124,6 +129,7 @@ fn detected(args: &ImportArgs, first: Option<&Run>) -> Result<Detection, Failure
         time_field: args.time_field.clone(),
         time_unit: args.time_unit,
         type_field: args.type_field.clone(),
+        id_field: args.id_field.clone(),
     };
     let lines = first.into_iter().flat_map(Run::lines).filter_map(|(_, line)| match line {
         Line::Text(text) => Some(text),
@@ -144,6 +150,7 @@ fn map_run(mapping: &mut Mapping, run: &Run) -> Batch {
                 event_time_ms: event.event_time_ms,
                 event_type: event.event_type,
                 properties: event.properties,
+                event_id: event.event_id,
             }),
             Some(Err(reason)) => {
                 let text = match line {
@@ -216,9 +223,9 @@ pub(super) struct Imported {
 impl ImportArgs {
     /// Returns what imports `file` with everything detected, bad lines going to `rejected`.
     pub(super) fn detecting(file: PathBuf, game: String, rejected: PathBuf, connection: Connection) -> Self {
-        let (source, player_field, time_field, type_field) = (None, None, None, None);
+        let (source, player_field, time_field, type_field, id_field) = (None, None, None, None, None);
         let (time_unit, rejected) = (TimeUnitOption::default(), Some(rejected));
-        Self { file, game, source, player_field, time_field, time_unit, type_field, rejected, connection }
+        Self { file, game, source, player_field, time_field, time_unit, type_field, id_field, rejected, connection }
     }
 }
 
@@ -313,6 +320,7 @@ impl Imported {
             return output::line(json!({
                 "source": self.source, "player_field": fields.player, "time_field": fields.time,
                 "time_unit": fields.time_unit.name(), "type_field": fields.event_type,
+                "id_field": fields.event_id,
                 "lines": report.lines, "bad_lines": report.bad_lines,
                 "events_stored": report.stored, "duplicates": report.duplicates, "time_range_ms": range,
                 "seconds": seconds, "rejected": rejected.as_ref().map(|path| path.display().to_string()),

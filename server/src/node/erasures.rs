@@ -5,7 +5,7 @@ use std::sync::Arc;
 use galoo_proto::{
     GameId, Token,
     admin::{Erasure, ForgetPlayerResponse, ListErasuresResponse},
-    command::{self, command::Body, outcome},
+    command::{self, command::Body, outcome, rejection::Reason},
     limits::ERASURES_MAX,
     rollup::Erasure as Policy,
     validate,
@@ -29,8 +29,13 @@ impl Node {
         }
         let forget = command::ForgetPlayer { range: Some(range.into()), player_id: player.to_owned() };
         let outcome = self.propose(shard, Body::ForgetPlayer(forget)).await?;
-        let Some(outcome::Result::PlayerForgotten(forgotten)) = &outcome.result else {
-            return Err(unexpected(shard, &outcome));
+        let forgotten = match &outcome.result {
+            Some(outcome::Result::PlayerForgotten(forgotten)) => forgotten,
+            Some(outcome::Result::Rejected(rejection)) if rejection.reason() == Reason::TooManyErasures => {
+                let reason = DriveError::NotReady("it still removes what it was told to forget of the player before");
+                return Err(NodeError::Unavailable { shard, reason });
+            }
+            _ => return Err(unexpected(shard, &outcome)),
         };
         let mut receipt = ForgetPlayerResponse {
             shard: shard.0,

@@ -54,11 +54,13 @@ impl Room {
             | Body::DropFamily(_)
             | Body::DropBuckets(_)
             | Body::DropEventsBefore(_)
+            | Body::SetEventIdWindow(_)
             | Body::ForgetPlayer(_) => Self::FromReserve,
             Body::Append(_)
             | Body::Mutate(_)
             | Body::RegisterProducer(_)
             | Body::DefineRollup(_)
+            | Body::DeclareProperties(_)
             | Body::DefineFamily(_) => Self::Needed,
         }
     }

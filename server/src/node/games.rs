@@ -7,10 +7,12 @@ use galoo_cluster::META_GROUP;
 use galoo_consensus::GroupId;
 use galoo_proto::{
     GameId, ShardId,
+    command::{SetEventIdWindow, command},
     limits::GAME_SHARDS_MAX,
     meta::{
         AlterGame, CreateGame, DropGame, GameRecord, MetaOutcome, meta_command::Body, meta_outcome, rejection::Reason,
     },
+    record::EventIds,
     validate::{self, Invalid},
 };
 
@@ -52,12 +54,25 @@ impl Node {
         Ok(game)
     }
 
-    /// Changes for how long a game's events are kept, in milliseconds after their time; 0 is for ever. The shards' leaders drop
-    /// what is too old in the background.
-    pub async fn alter_game(self: &Arc<Self>, name: &str, events_retention_ms: u64) -> Result<GameRecord, NodeError> {
-        validate::events_retention(events_retention_ms)?;
-        let alter = AlterGame { name: name.to_owned(), events_retention_ms };
-        game(name, self.propose_meta(Body::AlterGame(alter)).await?)
+    /// Changes how a game is kept. The shards' leaders drop events that are too old in the background; the window of
+    /// ids is every shard's when this returns.
+    pub async fn alter_game(self: &Arc<Self>, alter: AlterGame) -> Result<GameRecord, NodeError> {
+        let (name, window_ms) = (alter.name.clone(), alter.event_id_window_ms);
+        alter.events_retention_ms.map_or(Ok(()), validate::events_retention)?;
+        window_ms.map_or(Ok(()), validate::event_id_window)?;
+        let game = game(&name, self.propose_meta(Body::AlterGame(alter)).await?)?;
+        if let Some(window_ms) = window_ms {
+            self.tell_shards(&name, &command::Body::SetEventIdWindow(SetEventIdWindow { window_ms })).await?;
+        }
+        Ok(game)
+    }
+
+    /// What a shard is to be told of its game's window of ids, if it keeps another.
+    pub fn missing_event_id_window(&self, game: GameId, ids: Option<EventIds>) -> Option<command::Body> {
+        let meta = self.meta.borrow();
+        let window_ms = meta.games().find(|known| known.id == game.0)?.event_id_window_ms;
+        let known = ids.unwrap_or_default().window_ms;
+        (known != window_ms).then_some(command::Body::SetEventIdWindow(SetEventIdWindow { window_ms }))
     }
 
     /// For how long a game's events are kept; 0 is for ever.
@@ -113,12 +128,19 @@ fn game(name: &str, outcome: MetaOutcome) -> Result<GameRecord, NodeError> {
                 | Reason::TableExists
                 | Reason::TooManyRollups
                 | Reason::FamilyUnknown
-                | Reason::TooManyFamilies => {
+                | Reason::TooManyFamilies
+                | Reason::PropertyUnknown
+                | Reason::TooManyProperties => {
                     NodeError::Refused("the cluster refused for a reason that this version does not know".to_owned())
                 }
             })
         }
-        Some(meta_outcome::Result::Node(_) | meta_outcome::Result::Rollup(_) | meta_outcome::Result::Family(_))
+        Some(
+            meta_outcome::Result::Node(_)
+            | meta_outcome::Result::Rollup(_)
+            | meta_outcome::Result::Family(_)
+            | meta_outcome::Result::Properties(_),
+        )
         | None => Err(NodeError::OutcomeUnknown { shard: ShardId(META_GROUP) }),
     }
 }

@@ -3,7 +3,7 @@
 //! The meta group's word is what counts: a shard that has not heard it, because the node that was asked died on the way, is
 //! told by its leader ([`Node::missing_rollups`]).
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures::future::try_join_all;
 use galoo_cluster::META_GROUP;
@@ -22,9 +22,6 @@ use galoo_storage::{
 use tokio::task::spawn_blocking;
 
 use super::{Node, NodeError, unexpected};
-
-/// When to ask again while a rollup is compared with its events: a node does that for one at a time.
-const VERIFY_WAIT: Duration = Duration::from_secs(1);
 
 impl Node {
     /// Makes a rollup; returns when every shard of the game keeps it.
@@ -55,11 +52,16 @@ impl Node {
         Ok(())
     }
 
-    /// Tells one shard of a rollup or family that is new or gone; once more does no harm.
+    /// Tells one shard of what its game declares, or does no more; once more does no harm.
     pub async fn tell_shard(self: &Arc<Self>, shard: ShardId, body: command::command::Body) -> Result<(), NodeError> {
         let outcome = self.propose(shard, body).await?;
         match &outcome.result {
-            Some(command::outcome::Result::RollupChanged(_) | command::outcome::Result::FamilyChanged(_)) => Ok(()),
+            Some(
+                command::outcome::Result::RollupChanged(_)
+                | command::outcome::Result::FamilyChanged(_)
+                | command::outcome::Result::EventIdWindowSet(_)
+                | command::outcome::Result::PropertiesDeclared(_),
+            ) => Ok(()),
             _ => Err(unexpected(shard, &outcome)),
         }
     }
@@ -95,9 +97,7 @@ impl Node {
         let definition = Arc::new(Definition::parse(rollup).map_err(galoo_storage::Error::Rollup)?);
         let buckets_ms = request.from_ms.unwrap_or(i64::MIN)..request.to_ms.unwrap_or(i64::MAX);
         let slice = Slice { definition, tier, buckets_ms };
-        let Ok(one) = self.verifying.clone().try_acquire_owned() else {
-            return Err(NodeError::Busy { retry_after: VERIFY_WAIT });
-        };
+        let one = self.begin_survey()?;
         let work = move || {
             // It works on also when the caller is gone.
             let _one = one;

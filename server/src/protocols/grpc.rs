@@ -128,15 +128,16 @@ impl From<NodeError> for Status {
         let message = error.to_string();
         match error {
             NodeError::Invalid(_) => Self::invalid_argument(message),
-            NodeError::UnknownGame(_) | NodeError::UnknownRollup(_) | NodeError::UnknownFamily(_) => {
-                Self::not_found(message)
-            }
+            NodeError::UnknownGame(_)
+            | NodeError::UnknownRollup(_)
+            | NodeError::UnknownFamily(_)
+            | NodeError::UnknownProperty(_) => Self::not_found(message),
             NodeError::GameExists(_) | NodeError::RollupExists(_) | NodeError::TableExists(_) => {
                 Self::already_exists(message)
             }
             NodeError::Refused(_) | NodeError::NotHere { .. } => Self::failed_precondition(message),
             NodeError::DiskFull(_) => refused_for(DISK_RETRY_AFTER, message),
-            NodeError::Busy { retry_after } => refused_for(retry_after, message),
+            NodeError::Busy { retry_after } | NodeError::Surveying { retry_after } => refused_for(retry_after, message),
             NodeError::Unavailable { .. } | NodeError::Stopping => Self::unavailable(message),
             NodeError::OutcomeUnknown { .. } => Self::unknown(message),
             NodeError::Storage(galoo_storage::Error::Cursor) => Self::invalid_argument(message),

@@ -59,11 +59,20 @@ impl Cover {
 
 /// Works out what is next for a rollup's cells: it settles what it owes ([`settle`]), or lets go of cells that are too old
 /// ([`expiry`]), or folds the first chunk or segment behind its mark that will not grow, or a part of it, and adds the cells that
-/// are there.
+/// are there. Either may be much: who does both in turn keeps neither waiting.
 ///
 /// Returns `None` when there is nothing to do. Nothing is written: see [`commit`].
-pub fn prepare(view: &View, definition: &Definition) -> Result<Option<Cover>> {
-    prepare_within(view, definition, &Piece::default())
+pub fn prepare(view: &View, definition: &Definition, first: First) -> Result<Option<Cover>> {
+    prepare_within(view, definition, first, &Piece::default())
+}
+
+/// What is done before the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum First {
+    /// What is behind the mark is added.
+    Covering,
+    /// What is in the cells, and should not be, is taken out.
+    TakingOut,
 }
 
 /// How much is done at a time.
@@ -82,14 +91,20 @@ impl Default for Piece {
 }
 
 /// As [`prepare`], with another bound.
-pub fn prepare_within(view: &View, definition: &Definition, piece: &Piece) -> Result<Option<Cover>> {
+pub fn prepare_within(view: &View, definition: &Definition, first: First, piece: &Piece) -> Result<Option<Cover>> {
     let shard = Counted::open(view, definition)?;
+    let covered = || cover_next(&shard, definition, piece.bytes);
+    if first == First::Covering
+        && let Some(cover) = covered()?
+    {
+        return Ok(Some(cover));
+    }
     if let Some(cover) = settle::prepare(&shard, definition, piece)? {
         return Ok(Some(cover));
     }
     match expiry::sweep(&shard, definition, piece.cells)? {
-        Some(cover) => Ok(Some(cover)),
-        None => cover_next(&shard, definition, piece.bytes),
+        None if first == First::TakingOut => covered(),
+        swept => Ok(swept),
     }
 }
 

@@ -16,7 +16,7 @@ use arrow::{
     datatypes::{DataType, Field, Int32Type, Schema, SchemaRef},
     record_batch::RecordBatch,
 };
-use galoo_proto::{SegmentId, Seq, Token, limits::PROPERTIES_MAX, record};
+use galoo_proto::{SegmentId, Seq, Token, limits::PROPERTIES_MAX, record, value::PropertyDeclarations};
 use parquet::{
     arrow::ArrowWriter,
     basic::{Compression, Encoding, ZstdLevel},
@@ -33,7 +33,7 @@ use super::{
 use crate::{
     Error, Result,
     chunk::EventRow,
-    properties::{self, Property, json_string},
+    properties::{self, ColumnType, Property, json_string},
 };
 
 /// Rows of a page, at most: what a reader decodes to find one player.
@@ -111,6 +111,7 @@ fn tag(value: &Property<'_>) -> PropertyTag {
 /// It holds them in memory: the caller bounds them.
 #[derive(Default)]
 pub struct SegmentWriter {
+    declared: HashMap<String, ColumnType>,
     tokens: Int64Builder,
     players: StringDictionaryBuilder<Int32Type>,
     times: Int64Builder,
@@ -128,6 +129,12 @@ pub struct SegmentWriter {
 }
 
 impl SegmentWriter {
+    /// Keeps values that do not fit the declared type of their property beside the columns.
+    pub fn new(declared: &PropertyDeclarations) -> Self {
+        let types = declared.properties.iter().map(|one| Some((one.name.clone(), ColumnType::of_kind(one.kind())?)));
+        Self { declared: types.flatten().collect(), ..Self::default() }
+    }
+
     /// Adds the next event, whose player has this token.
     ///
     /// # Errors
@@ -172,16 +179,19 @@ impl SegmentWriter {
     fn push_properties(&mut self, json: &str, before: usize) -> Result<()> {
         let mut failure = Ok(());
         let mut extra = String::new();
-        let (places, columns) = (&mut self.places, &mut self.columns);
+        let (places, columns, declared) = (&mut self.places, &mut self.columns, &self.declared);
         let read = properties::members(json, &mut |name, raw| {
             let Some(value) = Property::parse(raw) else { return };
+            let mut keep_beside = || {
+                let separator = if extra.is_empty() { "" } else { "," };
+                extra.push_str(&format!("{separator}{}:{raw}", json_string(&name)));
+            };
+            if declared.get(name.as_ref()).is_some_and(|column| !value.kind().within(column.kinds())) {
+                return keep_beside();
+            }
             let place = match places.get(name.as_ref()) {
                 Some(place) => *place,
-                None if columns.len() as u64 >= PROPERTIES_MAX => {
-                    let separator = if extra.is_empty() { "" } else { "," };
-                    extra.push_str(&format!("{separator}{}:{raw}", json_string(&name)));
-                    return;
-                }
+                None if columns.len() as u64 >= PROPERTIES_MAX => return keep_beside(),
                 None => {
                     places.insert(name.clone().into_owned(), columns.len());
                     columns.push((name.into_owned(), Vec::new()));

@@ -3,6 +3,7 @@
 use galoo_proto::{
     Token,
     command::{ForgetPlayer, Outcome, PlayerForgotten, outcome, rejection::Reason},
+    limits::ERASURE_TIMES_MAX,
     record::{self, erasure::Time},
     rollup::Rollup,
 };
@@ -22,16 +23,21 @@ impl Turn<'_> {
         if !self.owns(Token::of(player)) {
             return Ok(rejected(Reason::Reroute, 0, format!("player {player:?} is not in the shard's range")));
         }
+        let key = key::erasure(keyspace, player);
+        let known = self.get(Family::Meta, &key)?;
+        let known = known.map(|row| record::Erasure::decode(row.as_slice())).transpose();
+        let mut erasure = known.map_err(|error| Error::row("erasure", error))?.unwrap_or_default();
+        if erasure.times.len() >= ERASURE_TIMES_MAX {
+            let times = erasure.times.len();
+            let detail = format!("player {player:?} was forgotten {times} times, and events of then are still there");
+            return Ok(rejected(Reason::TooManyErasures, ERASURE_TIMES_MAX as u64, detail));
+        }
         for family in [Family::Cells, Family::History] {
             self.delete_range(family, key::player(keyspace, player));
         }
         for cell in self.rollup_cells_of(player)? {
             self.delete(Family::Rollups, cell);
         }
-        let key = key::erasure(keyspace, player);
-        let known = self.get(Family::Meta, &key)?;
-        let known = known.map(|row| record::Erasure::decode(row.as_slice())).transpose();
-        let mut erasure = known.map_err(|error| Error::row("erasure", error))?.unwrap_or_default();
         erasure.player_id = player.to_owned();
         let (through_seq, events_from_ms) = (self.state.last_seq, self.state.events_from_ms);
         let time = Time { hlc: self.hlc.0, through_seq, events_from_ms };

@@ -1,11 +1,8 @@
-//! Appends: events into the open chunk, new properties into the catalog.
-
-use std::collections::HashMap;
+//! Appends: events into the open chunk.
 
 use galoo_proto::{
-    ChunkId, Keyspace, Seq, Token,
-    command::{AppendEvents, Appended, Outcome, PropertyKinds, outcome},
-    limits::PROPERTIES_MAX,
+    ChunkId, Seq, Token,
+    command::{AppendEvents, Appended, Outcome, outcome},
     validate::event_bytes,
     value::Event,
 };
@@ -16,12 +13,7 @@ use super::{
     rejected,
     turn::{Run, Turn},
 };
-use crate::{
-    Error, Result, chunk,
-    engine::{Direction, Family, Reader},
-    key,
-    properties::Kinds,
-};
+use crate::{Result, chunk};
 
 impl Turn<'_> {
     pub(super) fn append(&mut self, append: AppendEvents) -> Result<Outcome> {
@@ -38,16 +30,21 @@ impl Turn<'_> {
             },
         };
         self.learn_properties(append.properties);
-        let first_seq = self.state.last_seq + 1;
+        let next_seq = self.state.last_seq + 1;
         let new = &append.events[stored_before..];
-        for event in new {
-            self.store(event);
+        let repeated = self.repeated(new)?;
+        for (place, event) in new.iter().enumerate() {
+            if !repeated.get(place).is_some_and(|repeated| *repeated) {
+                self.store(event);
+            }
         }
+        let count = u32::try_from(self.state.last_seq + 1 - next_seq).unwrap_or(u32::MAX);
         let appended = Appended {
-            first_seq,
-            count: u32::try_from(new.len()).unwrap_or(u32::MAX),
+            first_seq: if count == 0 { 0 } else { next_seq },
+            count,
             hlc: self.hlc.0,
             duplicate: false,
+            repeated: u32::try_from(new.len()).unwrap_or(u32::MAX) - count,
         };
         let outcome = Outcome { result: Some(outcome::Result::Appended(appended)) };
         if let Some(batch) = &append.batch {
@@ -68,26 +65,12 @@ impl Turn<'_> {
         }
         assert!(seq.0 == open.last_seq + 1, "INV-S3: {seq} stored behind #{} of c{}", open.last_seq, open.id);
         open.last_seq = seq.0;
-        open.bytes += event_bytes(event) as u64;
+        open.bytes += (event_bytes(event) - event.event_id.len()) as u64;
         open.time_min_ms = open.time_min_ms.min(event.event_time_ms);
         open.time_max_ms = open.time_max_ms.max(event.event_time_ms);
         let chunk = ChunkId(open.id);
         let run = self.run.get_or_insert_with(|| Run { chunk, first: seq, bytes: Vec::new() });
         chunk::push(&mut run.bytes, self.hlc, event);
-    }
-
-    /// Adds new names and kinds to the catalog. Beyond its limit a name gets no column; its values are kept all the same.
-    pub(super) fn learn_properties(&mut self, properties: Vec<PropertyKinds>) {
-        for PropertyKinds { name, kinds } in properties {
-            let known = self.new_properties.get(&name).or_else(|| self.shard.properties.get(&name)).copied();
-            let all = known.unwrap_or_default().with(Kinds(kinds as u8));
-            if known == Some(all) || (known.is_none() && self.state.properties >= PROPERTIES_MAX) {
-                continue;
-            }
-            self.state.properties += u64::from(known.is_none());
-            self.put(Family::Meta, key::property(self.shard.keyspace, &name), vec![all.0]);
-            self.new_properties.insert(name, all);
-        }
     }
 }
 
@@ -100,18 +83,12 @@ pub(super) fn content_hash(events: &[Event]) -> u64 {
             hash.update(text.as_bytes());
         }
         hash.update(&event.event_time_ms.to_le_bytes());
+        if !event.event_id.is_empty() {
+            // No text is as long: no next event looks like an id.
+            hash.update(&u64::MAX.to_le_bytes());
+            hash.update(&(event.event_id.len() as u64).to_le_bytes());
+            hash.update(event.event_id.as_bytes());
+        }
     }
     hash.digest()
-}
-
-/// Reads a shard's catalog of properties.
-pub(crate) fn read_properties(reader: &dyn Reader, keyspace: Keyspace) -> Result<HashMap<String, Kinds>> {
-    let range = key::properties(keyspace);
-    let mut rows = reader.rows(Family::Meta, &range.start..&range.end, Direction::Forward)?;
-    let mut properties = HashMap::new();
-    while let Some((key, value)) = rows.next()? {
-        let kinds = value.first().ok_or_else(|| Error::row("property", "empty"))?;
-        properties.insert(key::property_name(key)?, Kinds(*kinds));
-    }
-    Ok(properties)
 }

@@ -6,6 +6,10 @@
 //! producer whose use lies furthest back in the log is evicted and lifts a watermark, and an unknown producer that
 //! registered at or below it is refused, never taken for a new one.
 //!
+//! Outcomes are bounded in bytes too: those of one producer, which is refused until it says that it has some of them, and
+//! all of a shard's, beyond which producers are evicted. Each outcome is a row of its own: runs of them in one row would
+//! be shorter, and written anew with each batch.
+//!
 //! A producer is one row with the outcome that it got last. Only outcomes that a later one pushes out while they are still
 //! wanted become rows of their own, so that a producer that awaits each answer costs one row a batch.
 
@@ -15,7 +19,7 @@ use galoo_proto::{
     Hlc,
     command::{Appended, BatchId, Mutated, Outcome, outcome, rejection::Reason},
     ids::producer_group,
-    limits::{PRODUCER_WINDOW, PRODUCERS_MAX, SOURCES_MAX},
+    limits::{OUTCOME_BYTES_MAX, PRODUCER_OUTCOME_BYTES_MAX, PRODUCER_WINDOW, PRODUCERS_MAX, SOURCES_MAX},
     record,
     value::Event,
 };
@@ -108,14 +112,26 @@ impl Turn<'_> {
         if let Some(last) = producer.last.as_ref().filter(|_| producer.last_number == batch.number) {
             return Ok(Admission::Known(last.clone()));
         }
-        if !(producer.rows_start..producer.rows_end).contains(&batch.number) {
+        if (producer.rows_start..producer.rows_end).contains(&batch.number) {
+            let outcome = key::outcome(self.shard.keyspace, &batch.producer_id, batch.number);
+            if let Some(first) = self.get(Family::Producers, &outcome)? {
+                let first = record::BatchOutcome::decode(first.as_slice());
+                return Ok(Admission::Known(first.map_err(|error| Error::row("batch outcome", error))?));
+            }
+        }
+        if producer.outcome_bytes < PRODUCER_OUTCOME_BYTES_MAX {
             return Ok(Admission::New);
         }
-        let outcome = key::outcome(self.shard.keyspace, &batch.producer_id, batch.number);
-        let Some(first) = self.get(Family::Producers, &outcome)? else { return Ok(Admission::New) };
-        let first =
-            record::BatchOutcome::decode(first.as_slice()).map_err(|error| Error::row("batch outcome", error))?;
-        Ok(Admission::Known(first))
+        // What the batch says that its producer has counts, also if there is no room for it yet.
+        let mut producer = producer.into_owned();
+        self.forget_outcomes(&batch.producer_id, &mut producer, floor)?;
+        let (bytes, limit) = (producer.outcome_bytes, PRODUCER_OUTCOME_BYTES_MAX);
+        self.producers.insert(batch.producer_id.clone(), Some(producer));
+        if bytes < limit {
+            return Ok(Admission::New);
+        }
+        let detail = format!("answers to producer {:?} from number {floor} on have {bytes} bytes", batch.producer_id);
+        Ok(Admission::Refused(rejected(Reason::OutcomesFull, limit, detail)))
     }
 
     /// The producer as the commands before this one left it.
@@ -146,8 +162,8 @@ impl Turn<'_> {
         let is_new = known.is_none();
         let new = || record::Producer { registered_at: batch.registered_at, ..Default::default() };
         let mut producer = known.unwrap_or_else(new);
-        if is_new && self.state.producers >= PRODUCERS_MAX {
-            self.evict_producer()?;
+        if (is_new && self.state.producers >= PRODUCERS_MAX) || self.state.outcome_bytes >= OUTCOME_BYTES_MAX {
+            self.evict_producer(id)?;
         }
         if is_new {
             self.state.producers += 1;
@@ -161,49 +177,69 @@ impl Turn<'_> {
         }
         producer.epoch = batch.epoch;
         let floor = producer.floor.max(batch.acked_below.min(batch.number));
-        self.forget_outcomes(id, &mut producer, floor);
+        self.forget_outcomes(id, &mut producer, floor)?;
         let kept = record::BatchOutcome {
             content_hash,
             count: u32::try_from(count).unwrap_or(u32::MAX),
             may_grow: batch.may_grow,
             outcome: Some(outcome.clone()),
         };
+        self.count_outcome(&mut producer, kept.encoded_len(), 0);
         let number = std::mem::replace(&mut producer.last_number, batch.number);
-        // A batch that has grown takes the place of what it was before.
-        if let Some(before) = producer.last.replace(kept).filter(|_| number >= floor && number != batch.number) {
-            let empty = producer.rows_start == producer.rows_end;
-            producer.rows_start = if empty { number } else { producer.rows_start.min(number) };
-            producer.rows_end = if empty { number + 1 } else { producer.rows_end.max(number + 1) };
-            self.set(Family::Producers, key::outcome(keyspace, id, number), before.encode_to_vec());
+        if let Some(before) = producer.last.replace(kept) {
+            // A batch that has grown takes the place of what it was before.
+            if number >= floor && number != batch.number {
+                let empty = producer.rows_start == producer.rows_end;
+                producer.rows_start = if empty { number } else { producer.rows_start.min(number) };
+                producer.rows_end = if empty { number + 1 } else { producer.rows_end.max(number + 1) };
+                self.set(Family::Producers, key::outcome(keyspace, id, number), before.encode_to_vec());
+            } else {
+                self.count_outcome(&mut producer, 0, before.encoded_len());
+            }
         }
         self.producers.insert(batch.producer_id.clone(), Some(producer));
         Ok(())
     }
 
+    /// Keeps count of the bytes of a producer's outcomes, and of the shard's.
+    fn count_outcome(&mut self, producer: &mut record::Producer, added: usize, removed: usize) {
+        for bytes in [&mut producer.outcome_bytes, &mut self.state.outcome_bytes] {
+            *bytes = *bytes + added as u64 - removed as u64;
+        }
+    }
+
     /// Moves a producer's floor: what lies below is answered everywhere, and its outcomes go.
-    fn forget_outcomes(&mut self, id: &str, producer: &mut record::Producer, floor: u64) {
+    fn forget_outcomes(&mut self, id: &str, producer: &mut record::Producer, floor: u64) -> Result<()> {
         let keyspace = self.shard.keyspace;
         producer.floor = floor;
         let forgotten = producer.rows_start..producer.rows_end.min(floor);
         if forgotten.is_empty() {
-            return;
+            return Ok(());
         }
-        if forgotten.end - forgotten.start <= FORGET_SINGLY_MAX {
-            for number in forgotten.clone() {
-                self.delete(Family::Producers, key::outcome(keyspace, id, number));
+        let singly = forgotten.end - forgotten.start <= FORGET_SINGLY_MAX;
+        for number in forgotten.clone() {
+            let key = key::outcome(keyspace, id, number);
+            if let Some(outcome) = self.get(Family::Producers, &key)? {
+                self.count_outcome(producer, 0, outcome.len());
             }
-        } else {
+            if singly {
+                self.delete(Family::Producers, key);
+            }
+        }
+        if !singly {
             self.delete_range(Family::Producers, key::outcomes(keyspace, id, forgotten.clone()));
         }
         producer.rows_start = forgotten.end;
         if producer.rows_start >= producer.rows_end {
             (producer.rows_start, producer.rows_end) = (0, 0);
         }
+        Ok(())
     }
 
-    /// Lets go of the producer whose use lies furthest back.
-    fn evict_producer(&mut self) -> Result<()> {
+    /// Lets go of the producer whose use lies furthest back, but not of the one that is at it.
+    fn evict_producer(&mut self, at_it: &str) -> Result<()> {
         let keyspace = self.shard.keyspace;
+        let its_place = self.producer(at_it)?.map(|known| key::eviction(keyspace, known.used_index, at_it));
         let range = key::evictions(keyspace);
         let mut places = self.shard.engine.rows(Family::Producers, &range.start..&range.end, Direction::Forward)?;
         let mut first = None;
@@ -211,19 +247,23 @@ impl Turn<'_> {
             && let Some((place, _)) = places.next()?
         {
             // Not one that the commands before this one have moved or evicted.
-            first = (!self.is_unset(Family::Producers, place)).then(|| place.to_vec());
+            let stays = self.is_unset(Family::Producers, place) || its_place.as_deref() == Some(place);
+            first = (!stays).then(|| place.to_vec());
         }
         drop(places);
         // Places of this turn lie behind those in the engine: they are later in the log.
-        let first_set = || self.set_rows(Family::Producers, &range).map(|(place, _)| place).min().cloned();
+        let set = self.set_rows(Family::Producers, &range).map(|(place, _)| place);
+        let first_set = || set.filter(|place| its_place.as_ref() != Some(*place)).min().cloned();
         let Some(place) = first.or_else(first_set) else { return Ok(()) };
         let id = key::evicted_producer(&place)?;
         self.unset(Family::Producers, place);
         if let Some(producer) = self.producer(&id)?.map(Cow::into_owned) {
             self.state.producers_watermark = self.state.producers_watermark.max(producer.registered_at);
             let rows = producer.rows_start..producer.rows_end;
+            self.state.outcome_bytes -= producer.outcome_bytes;
             if !rows.is_empty() {
                 self.delete_range(Family::Producers, key::outcomes(keyspace, &id, rows));
+                self.write_now();
             }
         }
         self.producers.insert(id, None);

@@ -1,7 +1,7 @@
 //! Rollups as commands: a definition enters the shard's log, so that every replica has the same ones.
 //!
-//! Cells are not made here: covering is each replica's own work ([`crate::rollup`]), and what a rollup answers never
-//! depends on how far that is.
+//! Cells are not made here: covering is each replica's own work ([`crate::rollup`]), and what a rollup answers does not
+//! depend on how far that is; but for players who were forgotten, who are in it until the replica has taken them out.
 
 use galoo_proto::{
     RollupId,

@@ -14,7 +14,6 @@ use crate::{
     Error, Result,
     engine::{Family, WriteBatch},
     key,
-    properties::Kinds,
 };
 
 /// The changes of commands. A later command reads what an earlier one changed through [`Turn::get`] and
@@ -33,7 +32,9 @@ pub(super) struct Turn<'a> {
     pub(super) run: Option<Run>,
     /// Rows that [`Turn::set`] and [`Turn::unset`] changed; `None` for one that is gone.
     rows: HashMap<(Family, Vec<u8>), Option<Vec<u8>>>,
-    pub(super) new_properties: HashMap<String, Kinds>,
+    pub(super) new_properties: HashMap<String, record::Property>,
+    /// When events were stored whose ids are to be written, by the ids' hashes.
+    pub(super) event_ids: HashMap<u128, Hlc>,
     /// Producers that were changed; `None` for one that was evicted.
     pub(super) producers: HashMap<String, Option<record::Producer>>,
     /// The declared families, as the commands so far leave them.
@@ -53,7 +54,7 @@ pub(super) struct Run {
 pub(super) struct Written {
     pub(super) state: record::ShardState,
     pub(super) batch: WriteBatch,
-    pub(super) new_properties: HashMap<String, Kinds>,
+    pub(super) new_properties: HashMap<String, record::Property>,
     pub(super) producers: HashMap<String, Option<record::Producer>>,
     pub(super) families: Arc<Families>,
 }
@@ -70,6 +71,7 @@ impl<'a> Turn<'a> {
             run: None,
             rows: HashMap::new(),
             new_properties: HashMap::new(),
+            event_ids: HashMap::new(),
             producers: HashMap::new(),
             families: shard.families.clone(),
             write_now: false,
@@ -232,6 +234,8 @@ impl Turn<'_> {
                 self.forget(&forget)
             }
             Some(Body::DropEventsBefore(drop)) => Ok(self.drop_events_before(drop.time_ms)),
+            Some(Body::DeclareProperties(declared)) => self.declare_properties(&declared),
+            Some(Body::SetEventIdWindow(set)) => Ok(self.set_event_id_window(set.window_ms)),
         }
     }
 

@@ -171,7 +171,7 @@ impl Import {
 impl Filling {
     /// Whether bytes continue the file and match the record's CRCs.
     fn fits(&self, offset: u64, bytes: &[u8]) -> Result<(), String> {
-        let end = offset + bytes.len() as u64;
+        let end = offset.saturating_add(bytes.len() as u64);
         let whole = end == self.record.file_bytes || bytes.len().is_multiple_of(BLOCK_BYTES);
         if offset != self.bytes || end > self.record.file_bytes || !whole || bytes.is_empty() {
             return Err(format!(

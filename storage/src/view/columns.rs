@@ -16,7 +16,7 @@ use galoo_proto::Hlc;
 use crate::{
     Error, Result,
     chunk::EventRow,
-    properties::{self, ColumnType, Property, json_string},
+    properties::{self, ColumnType, Property, exact_float, json_string},
     segment::{PropertyTag, names},
 };
 
@@ -200,17 +200,16 @@ fn batch(columns: &[Column], arrays: Vec<ArrayRef>, rows: usize) -> Result<Recor
     Ok(RecordBatch::try_new_with_options(Column::schema(columns), arrays, &options)?)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a float column is chosen only where every integer is exact")]
 fn append_property(builder: &mut Builder, property: &Property<'_>) {
     match (builder, property) {
         (_, Property::Null) => {}
         (Builder::Bool(bools), Property::Bool(value)) => bools.append_value(*value),
         (Builder::Int(ints), Property::Int(value)) => ints.append_value(*value),
         (Builder::Float(floats), Property::Float(value)) => floats.append_value(*value),
-        (Builder::Float(floats), Property::Int(value)) => floats.append_value(*value as f64),
+        (Builder::Float(floats), Property::Int(value)) => floats.append_option(exact_float(*value)),
         (Builder::Text(texts), value) => texts.append_value(value.text()),
-        // A rollup keeps the type that it was defined with: what does not fit is null. A table's type, which the catalog
-        // of the same snapshot chose, fits every value.
+        // A declared type, and the one that a rollup was defined with, stay: what does not fit is null. A table's type,
+        // which the catalog of the same snapshot chose otherwise, fits every value.
         _ => {}
     }
 }
@@ -271,15 +270,18 @@ fn property(name: &str, column_type: ColumnType, found: &RecordBatch) -> Result<
     Ok(match column_type {
         ColumnType::Bool => or_nulls(PropertyTag::Bool, &DataType::Boolean)?,
         ColumnType::Int => or_nulls(PropertyTag::Int, &DataType::Int64)?,
-        ColumnType::Float => match (stored(PropertyTag::Float), stored(PropertyTag::Int)) {
-            (Some(floats), None) => floats.clone(),
-            (None, _) => or_nulls(PropertyTag::Int, &DataType::Float64)?,
-            (Some(floats), Some(ints)) => {
-                let ints = cast(ints, &DataType::Float64)?;
-                let (floats, ints) = (floats.as_primitive::<Float64Type>(), ints.as_primitive::<Float64Type>());
-                Arc::new(floats.iter().zip(ints.iter()).map(|(float, int)| float.or(int)).collect::<Float64Array>())
+        ColumnType::Float => {
+            let exact = |ints: &ArrayRef| ints.as_primitive::<Int64Type>().unary_opt::<_, Float64Type>(exact_float);
+            match (stored(PropertyTag::Float), stored(PropertyTag::Int)) {
+                (None, None) => new_null_array(&DataType::Float64, rows),
+                (Some(floats), None) => floats.clone(),
+                (None, Some(ints)) => Arc::new(exact(ints)),
+                (Some(floats), Some(ints)) => {
+                    let (floats, ints) = (floats.as_primitive::<Float64Type>(), exact(ints));
+                    Arc::new(floats.iter().zip(ints.iter()).map(|(float, int)| float.or(int)).collect::<Float64Array>())
+                }
             }
-        },
+        }
         ColumnType::Text => {
             let only_strings = [PropertyTag::Bool, PropertyTag::Int, PropertyTag::Float, PropertyTag::Json];
             if only_strings.iter().all(|tag| stored(*tag).is_none()) {

@@ -114,6 +114,7 @@ pub(super) fn stored_events(shard: ShardId, batch: &RecordBatch) -> Vec<StoredEv
         event_time_ms: times.value(row),
         event_type: types.value(row).to_owned(),
         properties: properties.value(row).to_owned(),
+        event_id: String::new(),
     };
     rows.map(|row| StoredEvent {
         event: Some(event(row)),

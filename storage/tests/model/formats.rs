@@ -30,6 +30,7 @@ fn populated(folder: &Path, engine: Arc<dyn Engine>) -> World {
     live.keys().for_each(|id| drop(world.apply(Body::DefineRollup(rollups::definition(*id)))));
     let family = |name: &str, versions_max| FamilyDefinition { name: name.into(), versions_max, ..Default::default() };
     world.apply(Body::DefineFamily(FamilyDefinition { revision: 1, ttl_ms: 60_000, ..family("matches", 3) }));
+    catalog::declare(&mut world, 0b10_00_01_11);
     world.apply(Body::RegisterProducer(RegisterProducer { range, producer_id: "file:a:1:00".into() }));
     let change = |world: &mut World, player: &str, family: &str, change: Change| {
         let (family, qualifier, change) = (family.to_owned(), "one\0two".to_owned(), Some(change));
@@ -47,7 +48,8 @@ fn populated(folder: &Path, engine: Arc<dyn Engine>) -> World {
     for batch in 0..5u8 {
         let events = (0..8u8).map(|i| event((i % 4, i64::from(batch) * 7 + i64::from(i), (i + batch) % 6)));
         world.apply(append(Some(u64::from(batch)), events.collect()));
-        world.apply(append(None, vec![event((batch % 4, 33, 1))]));
+        let named = Event { event_id: format!("id{}", batch % 2), ..event((0, 33, 1)) };
+        world.apply(append(None, vec![event((batch % 4, 33, 1)), named]));
         if batch == 1 {
             world.apply(Body::ForgetPlayer(ForgetPlayer { range, player_id: "p3".into() }));
         }
@@ -104,7 +106,8 @@ fn content(engine: &Arc<dyn Engine>, files: &Arc<SegmentFiles>) -> galoo_storage
     Ok(all)
 }
 
-/// Every key and value that this version writes is byte for byte what it was, and what older ones wrote is read.
+/// Every key and value that this version writes is byte for byte what it was, and so is each command with its answer; what
+/// older ones wrote is read.
 #[test]
 fn every_format_is_as_it_was() {
     let folder = tempfile::tempdir().expect("folder");
@@ -113,21 +116,27 @@ fn every_format_is_as_it_was() {
         .iter()
         .map(|(family, key, value)| format!("{} {} {}", family.name(), hex(key), hex(value)))
         .collect();
+    let answered =
+        |(command, outcome): (&Vec<u8>, &Outcome)| format!("{} {}", hex(command), hex(&outcome.encode_to_vec()));
+    let commands: Vec<_> = world.log.iter().zip(&world.outcomes).map(answered).collect();
     let golden = Path::new(GOLDEN).join(format!("v{FORMAT_VERSION}"));
     let segments = merges::segments(&world);
     let path = |id: u64| world.files.path(KEYSPACE, SegmentId(id));
     if std::env::var_os("GALOO_BLESS").is_some() {
         fs::create_dir_all(&golden).expect("makes");
         fs::write(golden.join("rows.txt"), found.join("\n") + "\n").expect("writes");
+        fs::write(golden.join("commands.txt"), commands.join("\n") + "\n").expect("writes");
         for segment in &segments {
             fs::copy(path(segment.id), golden.join(path(segment.id).file_name().expect("a name"))).expect("copies");
         }
     }
-    let expected = fs::read_to_string(golden.join("rows.txt")).expect("reads");
-    for (found, expected) in found.iter().zip(expected.lines()) {
-        assert_eq!(found, expected);
+    for (name, found) in [("rows.txt", &found), ("commands.txt", &commands)] {
+        let expected = fs::read_to_string(golden.join(name)).expect("reads");
+        for (found, expected) in found.iter().zip(expected.lines()) {
+            assert_eq!(found, expected, "{name}");
+        }
+        assert_eq!(found.len(), expected.lines().count(), "{name}");
     }
-    assert_eq!(found.len(), expected.lines().count());
 
     let now = content(&world.engine, &world.files).expect("reads");
     for version in fs::read_dir(GOLDEN).expect("lists") {
@@ -149,6 +158,13 @@ fn every_format_is_as_it_was() {
             fs::copy(golden.join(to.file_name().expect("a name")), to).expect("copies");
         }
         assert_eq!(content(&engine, &files).expect("reads"), now, "{}", golden.display());
+        // The log of then leads to the answers of then.
+        let mut shard = open(&(Arc::new(MemoryEngine::default()) as Arc<dyn Engine>), KEYSPACE);
+        for (index, line) in (1..).zip(fs::read_to_string(golden.join("commands.txt")).expect("reads").lines()) {
+            let (command, outcome) = line.split_once(' ').expect("two words");
+            let outcome = Outcome::decode(bytes(outcome).as_slice()).expect("decodes");
+            assert_eq!(one(shard.apply(index, &[&bytes(command)]).expect("applies")), outcome, "{}", golden.display());
+        }
     }
 }
 
@@ -184,7 +200,7 @@ fn decoders_survive_any_byte() {
         look(&[key.as_slice(), &[0]].concat(), &value);
         look(&key, &[value.as_slice(), &[0xff]].concat());
     }
-    assert_eq!(kinds.len(), 18, "{kinds:?}");
+    assert_eq!(kinds.len(), 20, "{kinds:?}");
     assert!(decoded > 10_000 && refused > 10_000, "{decoded} decoded, {refused} refused");
 }
 

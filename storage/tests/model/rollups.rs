@@ -21,7 +21,7 @@ use galoo_storage::{
         Definition, bucket_start,
         cache::{Limits, RollupCache},
         cell::Value,
-        cover::{self, Piece},
+        cover::{self, First, Piece},
         mark,
         read::{RollupRows, Slice},
         verify::verify,
@@ -259,8 +259,11 @@ fn aggregates(id: u64, events: &[&Event]) -> Vec<Value<'static>> {
     let mut ints: Vec<i64> = xs().filter_map(|x| x.as_i64()).collect();
     ints.sort_unstable();
     let sum = (!ints.is_empty()).then(|| Value::Int(ints.iter().sum()));
-    // A number that no 64 bits hold exactly is kept as JSON: no float.
-    let fits = |x: &serde_json::Value| x.is_i64() || x.as_f64().is_some_and(|x| x < 1e20);
+    // An integer that no float is exactly does not fit into a column of floats, and a number that no 64 bits hold into none.
+    let fits = |x: &serde_json::Value| match x.as_i64() {
+        Some(int) => galoo_storage::properties::exact_float(int).is_some(),
+        None => x.as_f64().is_some_and(|x| x < 1e20),
+    };
     let floats: Vec<f64> = xs().filter(fits).filter_map(|x| x.as_f64()).collect();
     let mean = (!floats.is_empty()).then(|| Value::Float(floats.iter().sum::<f64>() / floats.len() as f64));
     let named = events.iter().filter(|event| member(event, "name").is_some()).count();
@@ -428,14 +431,22 @@ pub fn check(views: &[View], live: &Live, events: &[Event], forgotten: &[Forgott
 
 /// Does what is next for each rollup's cells: few cells are settled or swept at a time.
 pub fn cover_all(view: &View, engine: &Arc<dyn galoo_storage::engine::Engine>, live: &Live) {
-    cover_pieces(view, engine, live, &Piece { cells: 3, ..Piece::default() });
+    cover_pieces(view, engine, live, First::TakingOut, &Piece { cells: 3, ..Piece::default() });
 }
 
 /// Does a piece of what is next for each rollup's cells; it is not committed a second time.
-pub fn cover_pieces(view: &View, engine: &Arc<dyn galoo_storage::engine::Engine>, live: &Live, piece: &Piece) {
+pub fn cover_pieces(
+    view: &View,
+    engine: &Arc<dyn galoo_storage::engine::Engine>,
+    live: &Live,
+    first: First,
+    piece: &Piece,
+) {
     for id in live.keys() {
         let definition = Definition::parse(&definition(*id)).expect("valid");
-        let Some(prepared) = cover::prepare_within(view, &definition, piece).expect("prepares") else { continue };
+        let Some(prepared) = cover::prepare_within(view, &definition, first, piece).expect("prepares") else {
+            continue;
+        };
         let stale = prepared.clone();
         assert!(cover::commit(engine, view.keyspace(), prepared).expect("commits"));
         assert!(!cover::commit(engine, view.keyspace(), stale).expect("reads"), "a stale cover counts events twice");

@@ -63,6 +63,7 @@ fn busy(from_ms: i64, count: i64) -> Vec<Event> {
         event_time_ms: from_ms + at,
         event_type: "hit".to_owned(),
         properties: format!(r#"{{"damage":{},"by":"p{}"}}"#, at % 97, at % 13),
+        ..Default::default()
     };
     (0..count).flat_map(|at| [one(at, "hero"), one(at, &format!("p{}", at % 50))]).collect()
 }

@@ -146,7 +146,7 @@ mod tests {
     use galoo_storage::{
         engine::{Direction, Engine, Family, WriteBatch, memory::MemoryEngine},
         key,
-        rollup::{Definition, cover},
+        rollup::{Definition, cover, cover::First},
         segment::SegmentFiles,
         shard::Shard,
         view::View,
@@ -216,6 +216,7 @@ mod tests {
             event_time_ms: i * 360_000,
             event_type: ["login", "kill"][usize::from(i % 3 == 0)].to_owned(),
             properties: String::new(),
+            ..Default::default()
         };
         let events = (0..100).map(event).collect();
         let range = Some(TokenRange::FULL.into());
@@ -226,7 +227,8 @@ mod tests {
         apply(&mut shard, Body::DefineRollup(rollup));
         let chunk = shard.state().open.unwrap_or_default().id;
         apply(&mut shard, Body::Seal(Seal { chunk }));
-        let covered = cover::prepare(&game.view(), &definition).expect("prepares").expect("something to cover");
+        let covered =
+            cover::prepare(&game.view(), &definition, First::Covering).expect("prepares").expect("something to cover");
         assert!(cover::commit(&game.engine, KEYSPACE, covered).expect("commits"));
     }
 

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use galoo_proto::{
     admin::{
         AlterGameRequest, AlterGameResponse, ChecksumRequest, ChecksumResponse, CompactRequest, CompactResponse,
-        CreateGameRequest, CreateGameResponse, DefineFamilyRequest, DefineFamilyResponse, DropFamilyRequest,
-        DropFamilyResponse, DropGameRequest, DropGameResponse, ForgetPlayerRequest, ForgetPlayerResponse, Game,
-        InitClusterRequest, InitClusterResponse, ListErasuresRequest, ListErasuresResponse, ListFamiliesRequest,
-        ListFamiliesResponse, ListGamesRequest, ListGamesResponse, ListRollupsRequest, ListRollupsResponse,
-        ShardChecksum, StatusRequest, StatusResponse, TopologyRequest, TopologyResponse, VerifyRollupRequest,
-        VerifyRollupResponse, admin_server::Admin,
+        CreateGameRequest, CreateGameResponse, DeclarePropertyRequest, DeclarePropertyResponse, DefineFamilyRequest,
+        DefineFamilyResponse, DropFamilyRequest, DropFamilyResponse, DropGameRequest, DropGameResponse,
+        ForgetPlayerRequest, ForgetPlayerResponse, Game, InitClusterRequest, InitClusterResponse, ListErasuresRequest,
+        ListErasuresResponse, ListFamiliesRequest, ListFamiliesResponse, ListGamesRequest, ListGamesResponse,
+        ListPropertiesRequest, ListPropertiesResponse, ListRollupsRequest, ListRollupsResponse, ShardChecksum,
+        StatusRequest, StatusResponse, TopologyRequest, TopologyResponse, VerifyRollupRequest, VerifyRollupResponse,
+        admin_server::Admin,
     },
-    meta::GameRecord,
+    meta::{AlterGame, GameRecord},
 };
 use tonic::{Request, Response, Status};
 
@@ -24,8 +25,8 @@ const START_WAIT: std::time::Duration = std::time::Duration::from_secs(15);
 pub(super) struct AdminService(pub(super) Arc<Door>);
 
 fn game(record: GameRecord) -> Game {
-    let GameRecord { id, name, shards, replicas, events_retention_ms } = record;
-    Game { id, name, shards, replicas, events_retention_ms }
+    let GameRecord { id, name, shards, replicas, events_retention_ms, event_id_window_ms } = record;
+    Game { id, name, shards, replicas, events_retention_ms, event_id_window_ms }
 }
 
 #[tonic::async_trait]
@@ -37,8 +38,9 @@ impl Admin for AdminService {
     }
 
     async fn alter_game(&self, request: Request<AlterGameRequest>) -> Result<Response<AlterGameResponse>, Status> {
-        let AlterGameRequest { name, events_retention_ms } = request.into_inner();
-        let record = self.0.node()?.alter_game(&name, events_retention_ms).await?;
+        let AlterGameRequest { name, events_retention_ms, event_id_window_ms } = request.into_inner();
+        let alter = AlterGame { name, events_retention_ms, event_id_window_ms };
+        let record = self.0.node()?.alter_game(alter).await?;
         Ok(Response::new(AlterGameResponse { game: Some(game(record)) }))
     }
 
@@ -78,6 +80,22 @@ impl Admin for AdminService {
     async fn drop_game(&self, request: Request<DropGameRequest>) -> Result<Response<DropGameResponse>, Status> {
         self.0.node()?.drop_game(&request.into_inner().name).await?;
         Ok(Response::new(DropGameResponse {}))
+    }
+
+    async fn declare_property(
+        &self,
+        request: Request<DeclarePropertyRequest>,
+    ) -> Result<Response<DeclarePropertyResponse>, Status> {
+        let DeclarePropertyRequest { game, property } = request.into_inner();
+        self.0.node()?.declare_property(&game, property.unwrap_or_default()).await?;
+        Ok(Response::new(DeclarePropertyResponse {}))
+    }
+
+    async fn list_properties(
+        &self,
+        request: Request<ListPropertiesRequest>,
+    ) -> Result<Response<ListPropertiesResponse>, Status> {
+        Ok(Response::new(self.0.node()?.properties(&request.into_inner().game).await?))
     }
 
     async fn define_family(

@@ -1,0 +1,190 @@
+//! Exactly once, told as stories: what may grow, what is evicted, what is refused, and what an event's id stands for (P3).
+
+use galoo_proto::{
+    command::{SetEventIdWindow, rejection::Reason},
+    limits::{EVENT_ID_WINDOW_MS_DEFAULT, OUTCOME_BYTES_MAX, PRODUCER_OUTCOME_BYTES_MAX, PRODUCERS_MAX},
+};
+
+use super::*;
+
+/// An appended file's last run is sent again with more events behind the first ones: only these are stored.
+#[test]
+fn a_batch_that_may_grow_stores_what_is_new_once() {
+    let folder = tempfile::tempdir().expect("folder");
+    let memory = MemoryEngine::default();
+    let mut world = World::new(folder.path(), Arc::new(memory.clone()), Some(memory));
+    let mut send = |count: u8, may_grow: bool| {
+        let Body::Append(mut body) = append(Some(4), (0..count).map(|i| event((0, i64::from(i), 1))).collect()) else {
+            panic!("not an append")
+        };
+        body.batch.as_mut().expect("numbered").may_grow = may_grow;
+        match world.apply(Body::Append(body)).result {
+            Some(outcome::Result::Appended(appended)) => Some((appended.count, appended.duplicate)),
+            _ => None,
+        }
+    };
+    assert_eq!(send(3, true), Some((3, false)));
+    assert_eq!(send(3, true), Some((3, true)));
+    assert_eq!(send(5, false), Some((2, false)));
+    assert_eq!(send(5, false), Some((2, true)));
+    assert_eq!(send(6, false), None, "a batch that was complete does not grow");
+    assert_eq!(send(4, false), None, "nor does it shrink");
+    assert_eq!(world.shard.state().events, 5);
+}
+
+/// A full table lets go of the producers whose use lies furthest back, one for each new one, also when an entry brings
+/// several; whether an evicted one's batch was stored before is not known, and that is what it is told.
+#[test]
+fn a_full_table_evicts_in_the_order_of_use() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = World::new(folder.path(), Arc::new(MemoryEngine::default()), None);
+    let command = |producer: u64, registered_at: u64| {
+        let batch = BatchId { producer_id: format!("p{producer:05}"), registered_at, ..Default::default() };
+        let range = Some(TokenRange::FULL.into());
+        let body = AppendEvents { range, batch: Some(batch), events: vec![event((0, 1, 0))], properties: vec![] };
+        Command { version: 1, hlc: 0, body: Some(Body::Append(body)) }.encode_to_vec()
+    };
+    let mut index = 0;
+    let mut apply = |commands: Vec<Vec<u8>>| {
+        index += 1;
+        let commands: Vec<_> = commands.iter().map(Vec::as_slice).collect();
+        world.shard.apply(index, &commands).expect("applies")
+    };
+    let stored = |outcome: &Outcome| match &outcome.result {
+        Some(outcome::Result::Appended(appended)) => Some(!appended.duplicate),
+        _ => None,
+    };
+    let mut next = 0;
+    while next < PRODUCERS_MAX {
+        let end = (next + 512).min(PRODUCERS_MAX);
+        let outcomes = apply((next..end).map(|producer| command(producer, 1 + producer)).collect());
+        assert!(outcomes.iter().all(|outcome| stored(outcome) == Some(true)));
+        next = end;
+    }
+    assert_eq!(stored(&apply(vec![command(0, 1)])[0]), Some(false), "known while the table has room");
+    let new = apply((0..3).map(|more| command(PRODUCERS_MAX + more, u64::MAX)).collect());
+    assert!(new.iter().all(|outcome| stored(outcome) == Some(true)));
+    for evicted in 0..3 {
+        assert_eq!(stored(&apply(vec![command(evicted, 1 + evicted)])[0]), None, "p{evicted} is expired");
+    }
+    assert_eq!(stored(&apply(vec![command(3, 4)])[0]), Some(false), "p3 is known");
+}
+
+/// A change of a player that leaves a value of a mebibyte, under a producer's number.
+fn large(producer: u64, number: u64, acked_below: u64) -> Vec<u8> {
+    let value = Value { kind: Some(Kind::String("x".repeat((1 << 20) - 1))) };
+    let (family, qualifier, change) = ("s".into(), "q".into(), Some(Change::Put(value)));
+    let mutate = MutatePlayer {
+        range: Some(TokenRange::FULL.into()),
+        batch: Some(BatchId {
+            producer_id: format!("p{producer:05}"),
+            number,
+            acked_below,
+            registered_at: 1 + producer,
+            ..Default::default()
+        }),
+        player_id: "p0".into(),
+        mutations: vec![Mutation { family, qualifier, change, ..Mutation::default() }],
+        ..Default::default()
+    };
+    Command { version: 1, hlc: 0, body: Some(Body::Mutate(mutate)) }.encode_to_vec()
+}
+
+/// `Ok` says whether it was stored now.
+fn mutated(outcome: &Outcome) -> Result<bool, Reason> {
+    match &outcome.result {
+        Some(outcome::Result::Mutated(mutated)) => Ok(!mutated.duplicate),
+        Some(outcome::Result::Rejected(rejection)) => Err(rejection.reason()),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A producer whose answers take much is told to say which it has; then it goes on, and nothing is counted twice.
+#[test]
+fn answers_that_are_kept_are_bounded_in_bytes() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = World::new(folder.path(), Arc::new(MemoryEngine::default()), None);
+    let apply = |world: &mut World, producer, number, acked_below| {
+        let index = world.shard.applied() + 1;
+        mutated(&world.shard.apply(index, &[&large(producer, number, acked_below)]).expect("applies")[0])
+    };
+    let fit = PRODUCER_OUTCOME_BYTES_MAX >> 20;
+    for number in 0..fit {
+        assert_eq!(apply(&mut world, 0, number, 0), Ok(true), "{number}");
+    }
+    assert_eq!(apply(&mut world, 0, fit, 0), Err(Reason::OutcomesFull));
+    assert_eq!(apply(&mut world, 0, 3, 0), Ok(false), "answers are kept");
+    assert_eq!(apply(&mut world, 0, fit, 1), Ok(true), "one of them is let go of");
+    assert_eq!(apply(&mut world, 0, 0, 1), Ok(false), "it is below the floor");
+    assert_eq!(apply(&mut world, 0, fit + 1, 1), Err(Reason::OutcomesFull));
+    assert_eq!(apply(&mut world, 0, fit + 100, fit + 100), Ok(true), "all of them are");
+    let left = world.shard.state().outcome_bytes;
+    assert!((1 << 20..(1 << 20) + 200).contains(&left), "{left} bytes of one answer");
+
+    // All producers' together: the one that was used longest ago goes, but not the one that comes.
+    let producers = OUTCOME_BYTES_MAX / PRODUCER_OUTCOME_BYTES_MAX;
+    for producer in 1..=producers {
+        for number in 0..fit {
+            assert_eq!(apply(&mut world, producer, number, 0), Ok(true), "{producer}:{number}");
+        }
+    }
+    assert!(world.shard.state().outcome_bytes < OUTCOME_BYTES_MAX + (2 << 20));
+    assert_eq!(apply(&mut world, 0, fit + 100, fit + 100), Err(Reason::ProducerExpired));
+    assert_eq!(apply(&mut world, producers, 0, 0), Ok(false));
+    assert_eq!(world.shard.state().producers, producers);
+}
+
+/// An id is its player's, whoever sends it, for the window from when its event was stored; older ids take no space.
+#[test]
+fn an_events_id_is_known_for_the_window() {
+    let folder = tempfile::tempdir().expect("folder");
+    let memory = MemoryEngine::default();
+    let mut world = World::new(folder.path(), Arc::new(memory.clone()), Some(memory));
+    let ids = |world: &World| {
+        let range = key::event_id_slices(KEYSPACE, 0..u64::MAX);
+        let mut rows =
+            world.engine.rows(Family::Producers, &range.start..&range.end, Direction::Forward).expect("reads");
+        let mut count = 0;
+        while rows.next().expect("reads").is_some() {
+            count += 1;
+        }
+        count
+    };
+    let send = |world: &mut World, at_ms: u64, number: Option<u64>, named: &[(u8, &str)]| {
+        let named = named.iter().map(|(player, id)| Event { event_id: (*id).to_owned(), ..event((*player, 1, 1)) });
+        let command =
+            Command { version: 1, hlc: Hlc::from_millis(at_ms).0, body: Some(append(number, named.collect())) };
+        let command = command.encode_to_vec();
+        let outcome = one(world.shard.apply(world.log.len() as u64 + 1, &[&command]).expect("applies"));
+        world.log.push(command);
+        world.outcomes.push(outcome.clone());
+        match outcome.result {
+            Some(outcome::Result::Appended(appended)) => (appended.count, appended.repeated),
+            other => panic!("{other:?}"),
+        }
+    };
+    let window =
+        |world: &mut World, window_ms| drop(world.apply(Body::SetEventIdWindow(SetEventIdWindow { window_ms })));
+    let (day, start) = (EVENT_ID_WINDOW_MS_DEFAULT, 10_000_000);
+    assert_eq!(send(&mut world, start, None, &[(0, "a"), (0, "b"), (1, "a"), (0, "a"), (0, "")]), (4, 1));
+    assert_eq!(send(&mut world, start + 1, Some(1), &[(0, "a"), (0, "c"), (0, "")]), (2, 1), "of whatever producer");
+    assert_eq!(send(&mut world, start + 1, Some(1), &[(0, "a"), (0, "c"), (0, "")]), (2, 1), "as the first time");
+    world.crash();
+    assert_eq!(send(&mut world, start + day - 1, None, &[(0, "a"), (1, "a")]), (0, 2), "before the window ends");
+    assert_eq!(send(&mut world, start + day, None, &[(0, "a"), (0, "c")]), (1, 1), "at its end, and within it");
+    assert_eq!(ids(&world), 5, "two slices: the first one's four, and the new one");
+    assert_eq!(send(&mut world, start + 2 * day, None, &[(0, "d")]), (1, 0));
+    assert_eq!(ids(&world), 2, "the first slice is gone");
+    // A shorter window holds at once, for what is kept too; a longer one cannot bring back what is gone.
+    window(&mut world, 1_000);
+    assert_eq!(send(&mut world, start + 2 * day + 999, None, &[(0, "d")]), (0, 1));
+    assert_eq!(send(&mut world, start + 2 * day + 1_000, None, &[(0, "d")]), (1, 0));
+    assert_eq!(send(&mut world, start + 2 * day + 2_000, None, &[(0, "e")]), (1, 0));
+    window(&mut world, 0);
+    assert_eq!(send(&mut world, start + 2 * day + 4_000, None, &[(0, "d"), (0, "e"), (0, "c")]), (1, 2));
+    // A player who is forgotten does not come back with what is sent again.
+    world.apply(Body::ForgetPlayer(ForgetPlayer { range: Some(TokenRange::FULL.into()), player_id: "p0".into() }));
+    assert_eq!(send(&mut world, start + 2 * day + 5_000, None, &[(0, "e"), (0, "f")]), (1, 1));
+    let state = world.shard.state();
+    assert_eq!((state.events, state.event_ids.unwrap_or_default().repeated), (12, 9));
+}
