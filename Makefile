@@ -17,7 +17,7 @@ CARGO_FLAGS := --release --locked
 # The tests ask DuckDB (from PyPI) for a second opinion.
 export GALOO_PYTHON ?= $(GALOO_CACHE)/venv/bin/python
 
-.PHONY: help setup build demo test bench lint unit clean
+.PHONY: help setup build demo test bench fuzz lint unit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,18 @@ bench: build ## the figures of docs/benchmarks.md; ONLY=load, rollup, reads or w
 	cargo build $(CARGO_FLAGS) --workspace --bins
 	$(GALOO_PYTHON) bench/run.py bin/galoo $(CARGO_TARGET_DIR)/release/galoo-bench $(CARGO_TARGET_DIR)/release/galoo-workload \
 		$(or $(DATA),$(or $(GALOO_SHARED),../shared)/data/sc2.ndjson.zst) $(ONLY)
+
+# Room for what the fuzzer finds worth keeping; what breaks something goes to fuzz/corpus and becomes a seed of the tests.
+FUZZ_FOLDER := $(GALOO_CACHE)/fuzz
+
+fuzz: setup ## decoders against any bytes; SECONDS_EACH=60 for each of them, ONLY=rows, blocks, log, properties or lines
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/instrument cargo build $(CARGO_FLAGS) --workspace --features galoo-fuzz/libfuzzer --bin galoo-fuzz
+	@for target in $(or $(ONLY),rows blocks log properties lines); do \
+		mkdir -p $(FUZZ_FOLDER)/$$target && echo "fuzz: $$target" && \
+		GALOO_FUZZ=$$target $(CARGO_TARGET_DIR)/release/galoo-fuzz -max_total_time=$(or $(SECONDS_EACH),60) -timeout=10 \
+			-rss_limit_mb=4096 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(FUZZ_FOLDER)/ \
+			$(FUZZ_FOLDER)/$$target fuzz/corpus/$$target; \
+	done
 
 clean: ## remove what was built (the dependencies too)
 	rm -rf bin $(CARGO_TARGET_DIR) $(GALOO_CACHE)/rocksdb
