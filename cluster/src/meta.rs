@@ -440,6 +440,21 @@ mod tests {
         MetaState::load(records.iter().map(|(key, value)| (key.as_slice(), value.as_slice()))).expect("loads")
     }
 
+    /// The state of a cluster of one node, and what applies a command to it: it loads from its records as it is.
+    fn of_one_node() -> (MetaState, impl FnMut(&mut MetaState, Body) -> MetaOutcome) {
+        let mut records = HashMap::new();
+        write(&mut records, MetaState::formed([node(1)]));
+        let state = load(&records);
+        let apply = move |state: &mut MetaState, body: Body| {
+            let command = MetaCommand { version: 1, hlc: 0, body: Some(body) }.encode_to_vec();
+            let (outcome, changes) = state.apply(&command).expect("applies");
+            write(&mut records, changes);
+            assert_eq!(MetaState { version: state.version, ..load(&records) }, *state);
+            outcome
+        };
+        (state, apply)
+    }
+
     proptest! {
         /// Whatever is created and dropped: the state loads from its records as it was, ids are never used again, and
         /// the shards of every game cover the ring.
@@ -491,18 +506,7 @@ mod tests {
     /// A rollup's number is never used again, also when its game is dropped; it loads from its record.
     #[test]
     fn rollups_come_and_go_with_their_game() {
-        let mut state = MetaState::default();
-        let mut records = HashMap::new();
-        write(&mut records, MetaState::formed([node(1)]));
-        state.nodes.insert(NodeId(1), node(1));
-        let mut apply = |state: &mut MetaState, body: Body| {
-            let command = MetaCommand { version: 1, hlc: 0, body: Some(body) }.encode_to_vec();
-            let (outcome, changes) = state.apply(&command).expect("applies");
-            write(&mut records, changes);
-            assert_eq!(load(&records).rollups, state.rollups);
-            assert_eq!(load(&records).next, state.next);
-            outcome
-        };
+        let (mut state, mut apply) = of_one_node();
         let game = || Body::CreateGame(CreateGame { name: "sc2".into(), shards: 1, replicas: 1 });
         let rollup = |name: &str| {
             let rollup = Some(Rollup { name: name.into(), ..Default::default() });
@@ -538,18 +542,7 @@ mod tests {
     /// Each declaration has a revision of its own, also when its game is dropped; it loads from its record.
     #[test]
     fn families_are_declared_anew_and_go_with_their_game() {
-        let mut state = MetaState::default();
-        let mut records = HashMap::new();
-        write(&mut records, MetaState::formed([node(1)]));
-        state.nodes.insert(NodeId(1), node(1));
-        let mut apply = |state: &mut MetaState, body: Body| {
-            let command = MetaCommand { version: 1, hlc: 0, body: Some(body) }.encode_to_vec();
-            let (outcome, changes) = state.apply(&command).expect("applies");
-            write(&mut records, changes);
-            assert_eq!(load(&records).families, state.families);
-            assert_eq!(load(&records).next, state.next);
-            outcome
-        };
+        let (mut state, mut apply) = of_one_node();
         let define = |game: &str, name: &str, versions_max| {
             let family = Some(FamilyDefinition { name: name.into(), versions_max, ..Default::default() });
             Body::DefineFamily(DefineFamily { game: game.into(), family })
@@ -584,17 +577,7 @@ mod tests {
     /// All declarations of a game are one record, each change with a revision above all before.
     #[test]
     fn properties_are_declared_one_by_one_and_kept_together() {
-        let mut state = MetaState::default();
-        let mut records = HashMap::new();
-        write(&mut records, MetaState::formed([node(1)]));
-        state.nodes.insert(NodeId(1), node(1));
-        let mut apply = |state: &mut MetaState, body: Body| {
-            let command = MetaCommand { version: 1, hlc: 0, body: Some(body) }.encode_to_vec();
-            let (outcome, changes) = state.apply(&command).expect("applies");
-            write(&mut records, changes);
-            assert_eq!(load(&records).properties, state.properties);
-            outcome
-        };
+        let (mut state, mut apply) = of_one_node();
         let declare = |name: &str, kind: ValueKind| {
             let property = Some(PropertyDefinition { name: name.into(), kind: kind.into() });
             Body::DeclareProperty(DeclareProperty { game: "sc2".into(), property })

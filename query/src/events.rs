@@ -17,7 +17,7 @@ use datafusion::{
         streaming::{PartitionStream, StreamingTableExec},
     },
 };
-use galoo_storage::view::{Column, PropertyTypes, Source, View};
+use galoo_storage::view::{Catalog, Column, Source, View};
 
 use crate::{EVENT_COLUMNS, PROPERTY_PREFIX, external, pushdown, stream::Partition};
 
@@ -49,12 +49,12 @@ fn column_name(property: &str) -> String {
 impl EventsTable {
     /// Makes the table; its columns are the properties that the shards know at this moment.
     pub fn new(views: Arc<[View]>, partitions: usize) -> Result<Self> {
-        let properties = PropertyTypes::of(&views).map_err(external)?;
+        let properties = Catalog::of(&views).map_err(external)?;
         let mut columns = vec![Column::PlayerId, Column::EventTime, Column::EventType, Column::Seq, Column::IngestTime];
         let mut names: Vec<String> = EVENT_COLUMNS[..5].iter().map(|name| (*name).to_owned()).collect();
-        for (name, column_type) in properties.iter() {
+        for (name, entry) in properties.iter() {
             names.push(column_name(name));
-            columns.push(Column::Property { name: name.to_owned(), column_type });
+            columns.push(Column::Property { name: name.to_owned(), column_type: entry.column_type });
         }
         columns.push(Column::Properties);
         names.push("properties".to_owned());

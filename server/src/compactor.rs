@@ -41,7 +41,7 @@ const BUSY_ENTRIES: u128 = 400;
 /// How building segments, and sweeping what they leave, give way.
 struct Pace {
     /// Rounds that began.
-    round: u64,
+    rounds: u64,
     /// Log entries that the node's shards had applied when the round before began, and so far in this one.
     before: u64,
     applied: u64,
@@ -55,12 +55,12 @@ struct Pace {
 
 impl Pace {
     fn new(now: Instant) -> Self {
-        Self { round: 0, before: 0, applied: 0, began: now, busy: true, built: false, rests_until: now }
+        Self { rounds: 0, before: 0, applied: 0, began: now, busy: true, built: false, rests_until: now }
     }
 
     /// A round over the shards begins.
     fn round(&mut self, now: Instant) {
-        self.round += 1;
+        self.rounds += 1;
         let entries = u128::from(self.applied.saturating_sub(self.before));
         let elapsed_ms = (now - self.began).as_millis().max(1);
         self.busy = entries * 1_000 >= elapsed_ms * BUSY_ENTRIES;
@@ -201,7 +201,7 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
         }
     }
     let rollups = view.rollups()?;
-    let first = if pace.round.is_multiple_of(2) { First::Covering } else { First::TakingOut };
+    let first = if pace.rounds.is_multiple_of(2) { First::Covering } else { First::TakingOut };
     if node.leads(shard) {
         let (game, now) = (GameId(view.state().game), Hlc::from_millis(unix_ms()));
         if let Some(to) = compaction::gc_time(&node.config().compaction, view.state(), now) {
@@ -219,7 +219,7 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
         let mut missing = node.missing_families(game, &view.families()?);
         missing.extend(node.missing_rollups(game, &rollups));
         missing.extend(node.missing_event_id_window(game, view.state().event_ids));
-        missing.extend(node.missing_declarations(game, &view.declared()?));
+        missing.extend(node.missing_declarations(game, &view)?);
         for body in missing {
             node.tell_shard(shard, body).await?;
         }

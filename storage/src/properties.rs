@@ -286,7 +286,7 @@ impl<'a> Property<'a> {
         match self {
             Self::Null => Kinds::NULL,
             Self::Bool(_) => Kinds::BOOL,
-            Self::Int(int) if int.unsigned_abs() <= 1 << 53 => Kinds::INT,
+            Self::Int(int) if exact_float(*int).is_some() => Kinds::INT,
             Self::Int(_) => Kinds::WIDE_INT,
             Self::Float(_) => Kinds::FLOAT,
             Self::String(_) => Kinds::STRING,

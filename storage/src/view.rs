@@ -29,7 +29,7 @@ use prost::Message;
 
 pub use self::{
     batches::Batches,
-    catalog::{KindCounts, PropertyTypes},
+    catalog::{Catalog, CatalogEntry, KindCounts},
     columns::Column,
     condition::{Condition, Scalar, Test},
     events::Events,

@@ -1,7 +1,10 @@
 //! Declared properties of events, and what properties there are: declared in the meta group, then told to every shard of
 //! the game, as families are.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use galoo_cluster::META_GROUP;
 use galoo_proto::{
@@ -11,11 +14,11 @@ use galoo_proto::{
     limits::DECLARED_PROPERTIES_MAX,
     meta::{DeclareProperty, meta_command, meta_outcome, rejection::Reason},
     validate,
-    value::{PropertyDeclarations, PropertyDefinition},
+    value::PropertyDefinition,
 };
 use galoo_storage::{
     properties::{ColumnType, Kinds},
-    view::{KindCounts, PropertyTypes, View},
+    view::{Catalog, Source, View},
 };
 use tokio::task::spawn_blocking;
 
@@ -45,11 +48,11 @@ impl Node {
         self.tell_shards(game, &Body::DeclareProperties(declared)).await
     }
 
-    /// What a shard that knows these declarations must still be told of its game's.
-    pub fn missing_declarations(&self, game: GameId, known: &PropertyDeclarations) -> Option<Body> {
-        let meta = self.meta.borrow();
-        let declared = meta.properties(game).filter(|declared| declared.revision > known.revision)?;
-        Some(Body::DeclareProperties(declared.clone()))
+    /// What a shard must still be told of its game's declarations. Of a game without any nothing is read.
+    pub fn missing_declarations(&self, game: GameId, view: &View) -> Result<Option<Body>, NodeError> {
+        let Some(declared) = self.meta.borrow().properties(game).cloned() else { return Ok(None) };
+        let is_new = view.declared()?.revision < declared.revision;
+        Ok(is_new.then_some(Body::DeclareProperties(declared)))
     }
 
     /// The properties of a game's events, counted over one cut of its shards.
@@ -66,37 +69,21 @@ impl Node {
 }
 
 fn survey(views: &[View]) -> galoo_storage::Result<ListPropertiesResponse> {
-    let mut counts = BTreeMap::new();
-    let mut seen: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    let mut declared = PropertyDeclarations::default();
-    let mut events = 0;
+    let (mut counts, mut events) = (BTreeMap::new(), 0);
     for view in views {
         view.count_properties(&mut counts)?;
-        for source in view.sources()? {
-            events += source.rows();
-        }
-        for (name, property) in view.properties()? {
-            let (first, last) = seen.entry(name).or_insert((property.first_seen_ms, property.last_seen_ms));
-            (*first, *last) = ((*first).min(property.first_seen_ms), (*last).max(property.last_seen_ms));
-        }
-        let known = view.declared()?;
-        if known.revision > declared.revision {
-            declared = known;
-        }
+        events += view.sources()?.iter().map(Source::rows).sum::<u64>();
     }
-    let types = PropertyTypes::of(views)?;
-    let mut properties = BTreeMap::new();
+    let catalog = Catalog::of(views)?;
     // Beyond the limit of columns a property has counts alone, and one that was only declared has none.
-    let names = counts.keys().chain(seen.keys()).cloned().chain(types.iter().map(|(name, _)| name.to_owned()));
-    for name in names.collect::<std::collections::BTreeSet<_>>() {
-        let of: KindCounts = counts.get(&name).copied().unwrap_or_default();
-        let kind = declared.properties.iter().find(|one| one.name == name).map(PropertyDefinition::kind);
-        let fits = kind.and_then(ColumnType::of_kind).map(ColumnType::kinds);
-        let (first_seen_ms, last_seen_ms) = seen.get(&name).copied().unwrap_or_default();
-        let status = PropertyStatus {
-            name: name.clone(),
-            declared: kind.unwrap_or_default().into(),
-            column_type: types.get(&name).map_or("", sql_type).to_owned(),
+    let names: BTreeSet<_> = counts.keys().map(String::as_str).chain(catalog.iter().map(|(name, _)| name)).collect();
+    let status = |name: &str| {
+        let (of, entry) = (counts.get(name).copied().unwrap_or_default(), catalog.get(name));
+        let fits = entry.and_then(|entry| ColumnType::of_kind(entry.declared)).map(ColumnType::kinds);
+        PropertyStatus {
+            name: name.to_owned(),
+            declared: entry.map(|entry| entry.declared).unwrap_or_default().into(),
+            column_type: entry.map_or("", |entry| sql_type(entry.column_type)).to_owned(),
             nulls: of.of(Kinds::NULL),
             bools: of.of(Kinds::BOOL),
             ints: of.of(Kinds::INT.with(Kinds::WIDE_INT)),
@@ -105,12 +92,11 @@ fn survey(views: &[View]) -> galoo_storage::Result<ListPropertiesResponse> {
             objects_and_arrays: of.of(Kinds::NESTED),
             other_numbers: of.of(Kinds::NUMBER),
             misfits: fits.map_or(0, |fits| of.of(Kinds(!fits.0))),
-            first_seen_ms,
-            last_seen_ms,
-        };
-        properties.insert(name, status);
-    }
-    Ok(ListPropertiesResponse { events, properties: properties.into_values().collect() })
+            first_seen_ms: entry.map_or(0, |entry| entry.property.first_seen_ms),
+            last_seen_ms: entry.map_or(0, |entry| entry.property.last_seen_ms),
+        }
+    };
+    Ok(ListPropertiesResponse { events, properties: names.into_iter().map(status).collect() })
 }
 
 fn sql_type(column_type: ColumnType) -> &'static str {

@@ -72,14 +72,15 @@ impl Turn<'_> {
     fn slice(&mut self) -> u64 {
         let (hlc, keyspace) = (self.hlc, self.shard.keyspace);
         let ids = self.state.event_ids.get_or_insert_default();
-        if ids.slice == 0 || hlc.millis() - Hlc(ids.began_hlc).millis() >= window_ms(ids) {
+        let begins = ids.slice == 0 || hlc.millis() - Hlc(ids.began_hlc).millis() >= window_ms(ids);
+        if begins {
             (ids.slice, ids.began_hlc) = (ids.slice + 1, hlc.0);
-            let gone = key::event_id_slices(keyspace, 0..ids.slice - 1);
-            if ids.slice > 2 {
-                self.delete_range(Family::Producers, gone);
-            }
         }
-        self.state.event_ids.unwrap_or_default().slice
+        let slice = ids.slice;
+        if begins && slice > 2 {
+            self.delete_range(Family::Producers, key::event_id_slices(keyspace, 0..slice - 1));
+        }
+        slice
     }
 
     /// Changes for how long ids are known: those that are kept, and those that come.

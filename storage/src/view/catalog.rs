@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use galoo_proto::value::PropertyDeclarations;
+use galoo_proto::{
+    record,
+    value::{PropertyDeclarations, ValueKind},
+};
 
 use super::{Source, View};
 use crate::{
@@ -13,41 +16,60 @@ use crate::{
     properties::{self, ColumnType, Kinds, Property},
 };
 
-/// The type of each property's column over some shards, by name: what is declared, or what holds all values.
+/// The properties of some shards' events, by name, and those that are declared.
 #[derive(Clone, Debug, Default)]
-pub struct PropertyTypes(BTreeMap<String, ColumnType>);
+pub struct Catalog(BTreeMap<String, CatalogEntry>);
 
-impl PropertyTypes {
+/// What is known of a property.
+#[derive(Clone, Copy, Debug)]
+pub struct CatalogEntry {
+    /// Its values over all of the shards; of one that was only declared nothing.
+    pub property: record::Property,
+    /// What they are declared to be.
+    pub declared: ValueKind,
+    /// Its column's type: what is declared, or what holds all values.
+    pub column_type: ColumnType,
+}
+
+impl Catalog {
     /// Reads the shards' catalogs. A declaration that only some of them know of yet holds for all.
     pub fn of(views: &[View]) -> Result<Self> {
-        let mut kinds: BTreeMap<String, Kinds> = BTreeMap::new();
+        let mut all: BTreeMap<String, record::Property> = BTreeMap::new();
         let mut declared = PropertyDeclarations::default();
         for view in views {
             for (name, property) in view.properties()? {
-                let known = kinds.entry(name).or_default();
-                *known = known.with(Kinds(property.kinds as u8));
+                let known = all.entry(name).or_insert(property);
+                known.kinds |= property.kinds;
+                known.first_seen_ms = known.first_seen_ms.min(property.first_seen_ms);
+                known.last_seen_ms = known.last_seen_ms.max(property.last_seen_ms);
             }
             let known = view.declared()?;
             if known.revision > declared.revision {
                 declared = known;
             }
         }
-        let mut types: BTreeMap<_, _> = kinds.into_iter().map(|(name, kinds)| (name, kinds.column_type())).collect();
-        let declared = declared.properties.into_iter();
-        types.extend(
-            declared.filter_map(|one| Some((ColumnType::of_kind(one.kind())?, one.name))).map(|(of, name)| (name, of)),
-        );
-        Ok(Self(types))
+        let entry = |(name, property): (String, record::Property)| {
+            let (declared, column_type) = (ValueKind::Any, Kinds(property.kinds as u8).column_type());
+            (name, CatalogEntry { property, declared, column_type })
+        };
+        let mut entries: BTreeMap<_, _> = all.into_iter().map(entry).collect();
+        for one in declared.properties {
+            let Some(column_type) = ColumnType::of_kind(one.kind()) else { continue };
+            let property = entries.get(&one.name).map(|known| known.property).unwrap_or_default();
+            let declared = one.kind();
+            entries.insert(one.name, CatalogEntry { property, declared, column_type });
+        }
+        Ok(Self(entries))
     }
 
-    /// Each property with its column's type, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, ColumnType)> {
-        self.0.iter().map(|(name, column_type)| (name.as_str(), *column_type))
+    /// Each property, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &CatalogEntry)> {
+        self.0.iter().map(|(name, entry)| (name.as_str(), entry))
     }
 
-    /// A property's column.
-    pub fn get(&self, name: &str) -> Option<ColumnType> {
-        self.0.get(name).copied()
+    /// A property; `None` of one that has no column.
+    pub fn get(&self, name: &str) -> Option<&CatalogEntry> {
+        self.0.get(name)
     }
 }
 

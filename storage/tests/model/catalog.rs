@@ -8,7 +8,7 @@ use galoo_proto::{
 };
 use galoo_storage::{
     properties::{ColumnType, Kinds, Property, exact_float},
-    view::{KindCounts, PropertyTypes},
+    view::{Catalog, KindCounts},
 };
 
 use super::*;
@@ -48,9 +48,9 @@ fn shown(column_type: ColumnType, value: &Property<'_>) -> Option<String> {
 }
 
 pub(super) fn check(view: &View, model: &Model, readable: &[(u64, Event)]) {
-    let types = PropertyTypes::of(std::slice::from_ref(view)).expect("reads");
+    let catalog = Catalog::of(std::slice::from_ref(view)).expect("reads");
     let mut columns = vec![Column::Seq];
-    let named = types.iter().map(|(name, column_type)| (name.to_owned(), column_type)).collect::<Vec<_>>();
+    let named = catalog.iter().map(|(name, entry)| (name.to_owned(), entry.column_type)).collect::<Vec<_>>();
     columns.extend(
         named.iter().map(|(name, column_type)| Column::Property { name: name.clone(), column_type: *column_type }),
     );
@@ -125,7 +125,7 @@ fn what_does_not_fit_its_declaration_is_kept_and_counted() {
     let values = ["1", "2.5", "\"three\"", "null", "9007199254740993"];
     world.apply(with(&values));
     seal(&mut world);
-    let types = |world: &World| PropertyTypes::of(&[world.view()]).expect("reads").get("x");
+    let types = |world: &World| Catalog::of(&[world.view()]).expect("reads").get("x").map(|entry| entry.column_type);
     assert_eq!(types(&world), Some(ColumnType::Text));
     let float = PropertyDefinition { name: "x".into(), kind: ValueKind::Float.into() };
     world.apply(Body::DeclareProperties(PropertyDeclarations { properties: vec![float], revision: 1 }));

@@ -186,7 +186,6 @@ mod tests {
         drop(log);
         copy(folder.path(), work.path());
         assert_eq!(read(work.path()).expect("opens"), all);
-        copy(folder.path(), work.path());
         let files: Vec<_> =
             fs::read_dir(folder.path()).expect("lists").map(|file| file.expect("lists").path()).collect();
         let files: Vec<_> = files.iter().filter(|path| path.extension().is_some_and(|one| one == "raftlog")).collect();
