@@ -10,9 +10,10 @@ use std::{collections::HashMap, ffi::CStr, ops::Range, path::Path, sync::Arc};
 
 use galoo_proto::{Hlc, Keyspace};
 use rocksdb::{
-    BlockBasedOptions, BottommostLevelCompaction, BoundColumnFamily, Cache, ColumnFamilyDescriptor, CompactOptions,
-    CompactionDecision, DBCompactionStyle, DBCompressionType, DBRawIteratorWithThreadMode, DBWithThreadMode,
-    FlushOptions, MultiThreaded, ReadOptions, ReadTier, SnapshotWithThreadMode, UniversalCompactOptions, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, BottommostLevelCompaction, BoundColumnFamily, Cache,
+    ColumnFamilyDescriptor, CompactOptions, CompactionDecision, DBCompactionStyle, DBCompressionType,
+    DBRawIteratorWithThreadMode, DBWithThreadMode, FlushOptions, MultiThreaded, ReadOptions, ReadTier,
+    SnapshotWithThreadMode, UniversalCompactOptions, WriteOptions,
     compaction_filter::CompactionFilter,
     compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory},
 };
@@ -114,11 +115,11 @@ fn family_options(family: Family, cache: &Cache, gc_times: &Arc<GcTimes>) -> roc
     options.set_write_buffer_size(64 << 20);
     match family {
         Family::Cells | Family::History => {
-            table.set_bloom_filter(10.0, false);
+            filter(&mut table);
             options.set_compaction_filter_factory(Collector { family, times: gc_times.clone() });
             options.set_periodic_compaction_seconds(REWRITE_SECONDS);
         }
-        Family::Producers | Family::Rollups => table.set_bloom_filter(10.0, false),
+        Family::Producers | Family::Rollups => filter(&mut table),
         Family::Meta => {}
         Family::Chunks => {
             // Chunks become segments and are dropped whole, then their files are swept: rewrite them as little as possible
@@ -136,6 +137,15 @@ fn family_options(family: Family, cache: &Cache, gc_times: &Arc<GcTimes>) -> roc
     }
     options.set_block_based_table_factory(&table);
     options
+}
+
+/// Tells of most keys that are not there, in blocks: a file's filter in one piece is larger than a part of the cache once
+/// files are large, and would be read anew for each key.
+fn filter(table: &mut BlockBasedOptions) {
+    table.set_bloom_filter(10.0, false);
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_pin_top_level_index_and_filter(true);
 }
 
 impl RocksEngine {
@@ -221,6 +231,14 @@ impl Rows for NoRows {
 impl Reader for RocksEngine {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
         Ok(self.db.get_cf(&handle(&self.db, family), key)?)
+    }
+
+    fn get_many(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>> {
+        let found = self.db.batched_multi_get_cf(&handle(&self.db, family), keys, false);
+        Ok(found
+            .into_iter()
+            .map(|found| Ok(found?.map(|value| value.to_vec())))
+            .collect::<Result<_, rocksdb::Error>>()?)
     }
 
     fn rows(&self, family: Family, range: Range<&[u8]>, direction: Direction) -> Result<Box<dyn Rows + '_>> {
