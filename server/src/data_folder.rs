@@ -127,6 +127,15 @@ impl DataFolder {
         self.path.join(name)
     }
 
+    /// Makes the names in it durable, and its own: what is synced below a name that is lost is lost.
+    pub fn sync(&self) -> Result<(), DataFolderError> {
+        for folder in self.path.canonicalize().iter().flat_map(|path| path.ancestors().take(2)) {
+            let synced = File::open(folder).and_then(|folder| folder.sync_all());
+            synced.map_err(|source| DataFolderError::Io { action: "sync", path: folder.to_owned(), source })?;
+        }
+        Ok(())
+    }
+
     /// Reads whose the folder is; `None` when it is nobody's yet.
     pub fn identity(&self) -> Result<Option<Identity>, DataFolderError> {
         let path = self.path.join("node.json");

@@ -204,6 +204,7 @@ impl Node {
         let disk = Disk::new(&config.data_dir, config.disk_reserve_bytes);
         let log = Arc::new(SharedLog::open(&door.folder().join("log"), config.log_bytes)?);
         let files = Arc::new(SegmentFiles::new(&door.folder().join("segments"))?);
+        door.folder().sync()?;
         let records = log.groups()?;
         snapshots::remove_strays(&engine, &files, &records)?;
         let places = records.iter().filter(|(_, record)| !record.destroyed).map(|(_, record)| Keyspace(record.place));

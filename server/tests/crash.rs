@@ -118,6 +118,19 @@ fn an_import_survives_the_death_of_either_side() {
     let server = Server::start_at(&data, &addr, &config);
     assert_eq!((counts(&server), checksums(&addr)), before);
     assert!(server.stop().success());
+
+    // A log without its state, and a state without its log, are refused, and nothing of the other is removed.
+    for (lost, words) in [("log", "its folder `log` is another's or lost"), ("data", "its folder `data`")] {
+        let elsewhere = folder.path().join("elsewhere");
+        fs::rename(data.join(lost), &elsewhere).expect("moves");
+        let mut command = support::binary().command(&["server", "--grpc", &addr, "--pg", "127.0.0.1:0"]);
+        command.args(["--http", "127.0.0.1:0", "--data-dir"]).arg(&data).args(config);
+        let refused = support::output(command, WAIT_MAX);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(words), "{said}");
+        fs::remove_dir_all(data.join(lost)).expect("removes what the refused start made");
+        fs::rename(&elsewhere, data.join(lost)).expect("moves back");
+    }
     let server = Server::start_at(&data, &addr, &config);
     assert_eq!((counts(&server), checksums(&addr)), before);
 }

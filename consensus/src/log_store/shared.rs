@@ -6,13 +6,15 @@
 //! groups are opened ([`crate::Error::Damaged`]).
 
 mod check;
+mod synced;
 
-use std::{path::Path, sync::Mutex};
+use std::{fs::File, path::Path, sync::Mutex};
 
 use raft::eraftpb::{Entry, HardState};
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 use tracing::warn;
 
+use self::synced::Synced;
 use super::{GroupRecord, GroupWrite, LogStore};
 use crate::{Error, GroupId, Result};
 
@@ -48,6 +50,7 @@ pub struct SharedLog {
     engine: Engine,
     /// Empty between two writes; its memory is used again.
     batch: Mutex<LogBatch>,
+    synced: Mutex<Synced>,
 }
 
 impl SharedLog {
@@ -65,8 +68,12 @@ impl SharedLog {
             purge_threshold: ReadableSize((bytes / 2).max(1)),
             ..Config::default()
         };
-        check::check(folder)?;
-        let log = Self { engine: Engine::open(config)?, batch: Mutex::default() };
+        let synced = Synced::read(folder)?;
+        check::check(folder, synced.mark())?;
+        let log = Self { engine: Engine::open(config)?, batch: Mutex::default(), synced: Mutex::new(synced) };
+        // The engine syncs the folder after each file but the first.
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|error| Error::Log(format!("sync {}: {error}", folder.display())))?;
         log.cut_again()?;
         Ok(log)
     }
@@ -90,7 +97,11 @@ impl SharedLog {
     ///
     /// Returns the groups that hold on to old files: cutting their logs lets more go.
     pub fn purge(&self) -> Result<Vec<GroupId>> {
-        Ok(self.engine.purge_expired_files()?.into_iter().map(GroupId).collect())
+        // One purge at a time: what is marked is what its own has synced.
+        let mut synced = self.synced.lock().expect("a purge that panicked left the log unknown: the node stops");
+        let groups = self.engine.purge_expired_files()?;
+        synced.advance()?;
+        Ok(groups.into_iter().map(GroupId).collect())
     }
 
     /// Bytes of the log's files.

@@ -37,17 +37,32 @@ const BLOCK_RETRY_DELAY: Duration = Duration::from_millis(500);
 const LEFT_STATE_KEPT: Duration = Duration::from_secs(60);
 
 /// Removes what no group's record names: states that were left or not pulled to their end before a crash.
+///
+/// # Errors
+/// Where the log or the engine does not belong to the other, nothing is removed: somebody may still find the right one.
 pub(super) fn remove_strays(
     engine: &Arc<dyn Engine>,
     files: &SegmentFiles,
     records: &[(GroupId, GroupRecord)],
 ) -> anyhow::Result<()> {
-    let named = records.iter().filter(|(_, record)| !record.destroyed).map(|(_, record)| record.place);
-    let mut named: BTreeSet<u64> = named.collect();
+    let keyspaces = compaction::keyspaces(engine.as_ref())?;
+    let alive = || records.iter().filter(|(_, record)| !record.destroyed);
+    // The meta group's first state may be older than its record.
+    if records.is_empty() && keyspaces.iter().any(|keyspace| *keyspace != META_KEYSPACE) {
+        anyhow::bail!(
+            "data folder: its log knows no group, and there is state of groups: its folder `log` is another's or lost"
+        );
+    }
+    if keyspaces.is_empty() && alive().any(|(_, record)| record.cut_index > 0) {
+        anyhow::bail!(
+            "data folder: its log begins behind entries, and there is no state of them: its folder `data` is another's or lost"
+        );
+    }
+    let mut named: BTreeSet<u64> = alive().map(|(_, record)| record.place).collect();
     if !records.iter().any(|(group, _)| *group == GroupId(META_GROUP)) {
         named.insert(META_KEYSPACE.0);
     }
-    for keyspace in compaction::keyspaces(engine.as_ref())? {
+    for keyspace in keyspaces {
         if !named.contains(&keyspace.0) {
             compaction::destroy_keyspace(engine, keyspace)?;
             files.remove_keyspace(keyspace)?;

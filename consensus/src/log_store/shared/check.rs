@@ -4,7 +4,8 @@
 //! file there: also where a whole record, which was synced and answered, comes behind. In files before the last one it
 //! does so with a last record whose entries do not read. A log that loses what it promised in silence is worse than one
 //! that does not open: here every record of every file is checked, and only what is behind the last whole record of the
-//! last file may be cut off. That the last record itself is damaged, and was not cut short, cannot be told.
+//! last file may be cut off. That the last record itself is damaged, and was not cut short, cannot be told. Of the files
+//! into which records are moved, what is behind the mark of [`super::synced`] may be in any state: it is where it was, too.
 //!
 //! ```text
 //! file     magic | version u64 (1 or 2) | alignment u64 (of version 2; 0) | record ... (zeros, or what an older file left)
@@ -19,35 +20,49 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::synced::Mark;
 use crate::{Error, Result};
 
 const MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5";
 const RECORD_HEADER_BYTES: usize = 16;
 /// Digits of a file's number, which its name begins with.
 const NUMBER_DIGITS: usize = 16;
-/// Log files that are appended to, and those into which older records are moved.
-const ENDINGS: [&str; 2] = [".raftlog", ".rewrite"];
+/// Log files that are appended to.
+const APPENDED: &str = ".raftlog";
+/// Those into which older records are moved.
+pub(super) const MOVED: &str = ".rewrite";
 
-/// Checks the files of a log.
+/// The log's files whose names end so, by their numbers.
+pub(super) fn files(folder: &Path, ending: &str) -> Result<BTreeMap<u64, PathBuf>> {
+    let failed = |error: std::io::Error| Error::Log(format!("list {}: {error}", folder.display()));
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(ending));
+        if let Some(number) = name.filter(|name| name.len() == NUMBER_DIGITS).and_then(|name| name.parse().ok()) {
+            files.insert(number, path);
+        }
+    }
+    Ok(files)
+}
+
+/// Checks the files of a log, in which what was moved is synced up to `synced`.
 ///
 /// # Errors
 /// [`Error::Log`] with the file and the offset of the first record that is not what was written.
-pub(super) fn check(folder: &Path) -> Result<()> {
-    let failed =
-        |what: &str, path: &Path, error: std::io::Error| Error::Log(format!("{what} {}: {error}", path.display()));
-    for ending in ENDINGS {
-        let mut files: BTreeMap<u64, PathBuf> = BTreeMap::new();
-        for entry in fs::read_dir(folder).map_err(|error| failed("list", folder, error))? {
-            let path = entry.map_err(|error| failed("list", folder, error))?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(ending));
-            if let Some(number) = name.filter(|name| name.len() == NUMBER_DIGITS).and_then(|name| name.parse().ok()) {
-                files.insert(number, path);
-            }
-        }
+pub(super) fn check(folder: &Path, synced: Mark) -> Result<()> {
+    for ending in [APPENDED, MOVED] {
+        let files = files(folder, ending)?;
         let last = files.keys().next_back().copied();
         for (number, path) in &files {
-            let bytes = fs::read(path).map_err(|error| failed("read", path, error))?;
-            if let Some((offset, reason)) = damage(&bytes, *number, last == Some(*number)) {
+            let bytes = fs::read(path).map_err(|error| Error::Log(format!("read {}: {error}", path.display())))?;
+            let is_last = last == Some(*number);
+            let found = damage(&bytes, *number, is_last);
+            let is_moving = |offset: usize| {
+                let is_synced = (*number, offset as u64) < (synced.file, synced.bytes);
+                ending == MOVED && is_last && !is_synced
+            };
+            if let Some((offset, reason)) = found.filter(|(offset, _)| !is_moving(*offset)) {
                 return Err(Error::Log(format!("{} is corrupt at offset {offset}: {reason}", path.display())));
             }
         }
@@ -57,14 +72,12 @@ pub(super) fn check(folder: &Path) -> Result<()> {
 
 /// Where a file is damaged, and how. Of the last file what is behind its last whole record does not count.
 fn damage(bytes: &[u8], number: u64, is_last: bool) -> Option<(usize, &'static str)> {
-    let Some((mut at, signature)) = header(bytes, number) else {
+    let Some((start, signature)) = header(bytes, number) else {
         // Either signature: the damaged header does not say which.
         let holds = [0, number as u32].into_iter().any(|signature| next_whole(bytes, 0, signature).is_some());
         return (holds || !is_last).then_some((0, "it does not begin as a file of the log"));
     };
-    while let Some(length) = whole(&bytes[at..], signature) {
-        at += length;
-    }
+    let at = end_of_whole(bytes, start, signature);
     let rest = &bytes[at..];
     if rest.iter().all(|byte| *byte == 0) {
         return None;
@@ -73,6 +86,19 @@ fn damage(bytes: &[u8], number: u64, is_last: bool) -> Option<(usize, &'static s
         return Some((at, "a record does not read, and whole ones come behind"));
     }
     (!is_last).then_some((at, "a record does not read, and files come behind"))
+}
+
+/// How many bytes a file begins with that are a file of the log and its records.
+pub(super) fn whole_bytes(bytes: &[u8], number: u64) -> usize {
+    header(bytes, number).map_or(0, |(start, signature)| end_of_whole(bytes, start, signature))
+}
+
+fn end_of_whole(bytes: &[u8], start: usize, signature: u32) -> usize {
+    let mut at = start;
+    while let Some(length) = whole(&bytes[at..], signature) {
+        at += length;
+    }
+    at
 }
 
 /// Where records begin, and what their footers' CRCs are XORed with.
@@ -218,5 +244,61 @@ mod tests {
             }
         }
         assert!(found > 1_000 && cut > 0, "{found} found, {harmless} harmless, {cut} cut");
+    }
+
+    /// A power cut while records are moved tears any of them, and all are where they came from. Once they are synced and
+    /// marked, a damaged one is a loss, and found.
+    #[test]
+    fn what_was_moved_may_be_torn_until_it_is_marked() {
+        let [folder, before, work] = [(); 3].map(|()| tempfile::tempdir().expect("folder"));
+        let bytes = 1 << 22;
+        let log = SharedLog::open(folder.path(), bytes).expect("opens");
+        let mut seed = 5;
+        for index in 1..=90 {
+            // The first group is quiet; the second one's entries go.
+            let write = |group| {
+                let data: Vec<u8> = (0..3_000).flat_map(|_| splitmix64(&mut seed).to_le_bytes()).collect();
+                let record =
+                    Some(GroupRecord { cut_index: if group == 2 { index - 1 } else { 0 }, ..Default::default() });
+                let entry = Entry { index, term: 1, data: data.into(), ..Default::default() };
+                let cut = (group == 2 && index > 1).then(|| index - 1);
+                (GroupId(group), GroupWrite { record, entries: vec![entry], cut, ..Default::default() })
+            };
+            let first = if index <= 20 { 1 } else { 2 };
+            log.write(&(first..=2).map(write).collect::<Vec<_>>()).expect("writes");
+        }
+        let all = content(&log).expect("reads");
+        copy(folder.path(), before.path());
+        log.purge().expect("purges");
+        assert_eq!(content(&log).expect("reads"), all);
+        drop(log);
+        let (number, moved) = files(folder.path(), MOVED).expect("lists").pop_last().expect("a file");
+        let good = fs::read(&moved).expect("reads");
+        let (start, signature) = header(&good, number).expect("a header");
+        let end = whole_bytes(&good, number);
+        assert!(start + whole(&good[start..], signature).expect("a record") < end, "several records");
+        let mut found = 0;
+        for round in 0..200 {
+            let at = start + usize::try_from(splitmix64(&mut seed)).unwrap_or(0) % (end - start);
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (round % 8);
+            // The purge has not come to its end.
+            copy(before.path(), work.path());
+            for (_, path) in files(folder.path(), MOVED).expect("lists") {
+                fs::copy(&path, work.path().join(path.file_name().expect("a name"))).expect("copies");
+            }
+            let torn = work.path().join(moved.file_name().expect("a name"));
+            fs::write(&torn, &bad).expect("writes");
+            let said = SharedLog::open(work.path(), bytes).and_then(|log| content(&log));
+            assert_eq!(said.expect("opens"), all, "byte {at} of {}", good.len());
+            // It has.
+            copy(folder.path(), work.path());
+            fs::write(&torn, &bad).expect("writes");
+            match SharedLog::open(work.path(), bytes).and_then(|log| content(&log)) {
+                Ok(said) => assert_eq!(said, all, "byte {at} of {}", good.len()),
+                Err(_) => found += 1,
+            }
+        }
+        assert!(found > 150, "{found} found");
     }
 }
