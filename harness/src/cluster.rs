@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     io::Write,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -46,6 +47,8 @@ pub struct Cluster {
     running: Vec<Option<Process>>,
     /// Further arguments of every node.
     arguments: Vec<String>,
+    /// Variables of every node's environment.
+    variables: Vec<(String, OsString)>,
     group: Group,
 }
 
@@ -70,7 +73,14 @@ impl Cluster {
         let addresses = free_addresses(3 * count)?;
         let nodes = addresses.chunks_exact(3).enumerate().map(|(place, addresses)| on(folder, place, addresses));
         let running = (0..count).map(|_| None).collect();
-        Ok(Self { galoo, nodes: nodes.collect(), running, arguments: Vec::new(), group: Group::Shared })
+        Ok(Self {
+            galoo,
+            nodes: nodes.collect(),
+            running,
+            arguments: Vec::new(),
+            variables: Vec::new(),
+            group: Group::Shared,
+        })
     }
 
     /// Starts every node in a process group of its own: a terminal's Ctrl-C reaches whoever holds the cluster and not the
@@ -83,6 +93,12 @@ impl Cluster {
     /// Starts every node with further arguments.
     pub fn with_arguments(mut self, arguments: &[&str]) -> Self {
         self.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        self
+    }
+
+    /// Starts every node with a variable in its environment.
+    pub fn with_variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.variables.push((name.to_owned(), value.into()));
         self
     }
 
@@ -115,6 +131,7 @@ impl Cluster {
         for (front, address) in [("--grpc", grpc), ("--pg", pg), ("--http", http)] {
             command.args([front, &address.to_string()]);
         }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         if self.group == Group::OfItsOwn {
             command.process_group(0);
         }

@@ -11,16 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::TryStreamExt;
 use galoo_client::{Answer, Client, Error, Producer};
 use galoo_jepsen::{
+    calls,
     history::{Appends, Counter},
     process::{self, Cluster, Replica},
 };
 use galoo_proto::{
     command::BatchId,
-    data::{AppendRequest, GetRequest, MutateRequest, ScanGameRequest},
-    value::{Event, Mutation, mutation::Change, value::Kind},
+    data::{AppendRequest, GetRequest, MutateRequest},
+    value::{Event, Value},
 };
 use galoo_workload::Rng;
 use tokio::{sync::watch, task::JoinSet};
@@ -125,20 +125,16 @@ impl Actor {
         for place in 0..=self.rng.below(40) {
             let id = format!("{name}-{number}-{place}");
             lock(&self.shared.appends).sent(&id);
-            events.push(Event {
-                player_id: format!("player{}", self.rng.below(64)),
-                event_time_ms: 1_767_225_600_000 + self.rng.within(0, 3_600_000),
-                event_type: (*self.rng.pick(&["login", "kill", "loot"])).to_owned(),
-                properties: format!(r#"{{"id":"{id}","gold":{}}}"#, self.rng.below(100)),
-                ..Default::default()
-            });
+            let (player, time) = (format!("player{}", self.rng.below(64)), self.rng.within(0, 3_600_000));
+            let event_type = self.rng.pick(&["login", "kill", "loot"]);
+            events.push(calls::event(&id, &player, 1_767_225_600_000 + time, event_type, self.rng.below(100)));
         }
         events
     }
 
     fn acknowledge(&self, events: &[Event]) {
         let mut appends = lock(&self.shared.appends);
-        events.iter().for_each(|event| appends.acknowledged(&id_of(event)));
+        events.iter().for_each(|event| appends.acknowledged(&calls::id_of(event).expect("an id")));
         drop(appends);
         self.shared.done(1);
     }
@@ -284,32 +280,20 @@ impl Actor {
     }
 }
 
-fn id_of(event: &Event) -> String {
-    let properties: serde_json::Value = serde_json::from_str(&event.properties).expect("JSON");
-    properties["id"].as_str().expect("an id").to_owned()
-}
-
 fn counter(place: usize) -> String {
     format!("counter{place}")
 }
 
 fn increment(place: usize, producer: Option<BatchId>) -> MutateRequest {
-    let (family, qualifier) = ("stats".to_owned(), "count".to_owned());
-    let one = Mutation { family, qualifier, change: Some(Change::Increment(1)), ..Default::default() };
-    let (game, player_id) = (GAME.to_owned(), counter(place));
-    MutateRequest { game, producer, player_id, mutations: vec![one], ..Default::default() }
+    calls::increment(GAME, &counter(place), producer)
 }
 
 fn count_of(place: usize) -> GetRequest {
-    let (family, qualifier) = ("stats".to_owned(), "count".to_owned());
-    GetRequest { game: GAME.to_owned(), player_id: counter(place), family, qualifier, ..Default::default() }
+    calls::count_of(GAME, &counter(place))
 }
 
-fn int(value: Option<&galoo_proto::value::Value>) -> u64 {
-    match value.and_then(|value| value.kind.as_ref()) {
-        Some(Kind::Int(value)) => u64::try_from(*value).expect("a count"),
-        other => panic!("no integer: {other:?}"),
-    }
+fn int(value: Option<&Value>) -> u64 {
+    calls::int(value).expect("a count")
 }
 
 fn number_of(variable: &str) -> Option<u64> {
@@ -348,21 +332,6 @@ async fn disasters(cluster: &mut Cluster, rng: &mut Rng, seconds: u64, mut ackno
     progress(&mut acknowledged, "after the last restart").await;
     cluster.all_run().expect("every node runs");
     kills
-}
-
-/// Every stored event, by shard and seq.
-async fn stored(client: &Client) -> BTreeMap<(u64, u64), String> {
-    let request = ScanGameRequest { game: GAME.to_owned(), ..Default::default() };
-    let mut pages = std::pin::pin!(client.scan_game(request).await.expect("scans"));
-    let mut events = BTreeMap::new();
-    while let Some(page) = pages.try_next().await.expect("a page") {
-        for stored in page.events {
-            let id = id_of(&stored.event.expect("an event"));
-            let twice = events.insert((stored.shard, stored.seq), id);
-            assert!(twice.is_none(), "s{} has #{} twice", stored.shard, stored.seq);
-        }
-    }
-    events
 }
 
 /// Every node's replicas, or what one answered that cannot tell yet.
@@ -468,7 +437,7 @@ async fn nothing_acknowledged_is_lost_or_doubled_whoever_is_killed() {
     // Also waits for a node that has to catch up.
     let held = replicas_that_agree(&cluster).await;
     let client = Client::connect(&shared.nodes.join(",")).await.expect("connects");
-    let events = stored(&client).await;
+    let events = calls::stored(&client, GAME).await.expect("scans");
     assert_eq!(events.len() as u64, held);
     let appends = lock(&shared.appends).clone();
     if let Err(wrong) = appends.check(events.values().map(String::as_str)) {
