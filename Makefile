@@ -17,7 +17,7 @@ CARGO_FLAGS := --release --locked
 # The tests ask DuckDB (from PyPI) for a second opinion.
 export GALOO_PYTHON ?= $(GALOO_CACHE)/venv/bin/python
 
-.PHONY: help setup build demo test bench fuzz lint unit clean
+.PHONY: help setup build demo test bench chaos fuzz lint unit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,11 +44,15 @@ unit: setup ## all tests, without the lints
 test: lint unit ## everything that must hold: lints, docs, unit, property and process tests
 	@echo "make test: all checks passed"
 
-bench: build ## the figures of docs/benchmarks.md; ONLY=load, rollup, reads or writes for some of them
+bench: build ## the figures of docs/benchmarks.md; ONLY=load, rollup, reads, writes or storage for some of them
 	@.ci/setup bench
 	cargo build $(CARGO_FLAGS) --workspace --bins
 	$(GALOO_PYTHON) bench/run.py bin/galoo $(CARGO_TARGET_DIR)/release/galoo-bench $(CARGO_TARGET_DIR)/release/galoo-workload \
 		$(or $(DATA),$(or $(GALOO_SHARED),../shared)/data/sc2.ndjson.zst) $(ONLY)
+
+chaos: build ## nodes killed for MINUTES=10, and the power of one cut CUTS=40 times at each kind of write; SEED=7 chooses where
+	GALOO_CHAOS_SECONDS=$$(($(or $(MINUTES),10) * 60)) GALOO_DISK_CUTS=$(or $(CUTS),40) GALOO_DISK_SEED=$(or $(SEED),1) \
+		cargo test $(CARGO_FLAGS) --workspace --examples --test process --test disk -- --nocapture
 
 # Room for what the fuzzer finds worth keeping; what breaks something goes to fuzz/corpus and becomes a seed of the tests.
 FUZZ_FOLDER := $(GALOO_CACHE)/fuzz

@@ -6,9 +6,18 @@ import os
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+
+
+# A node's configuration with which what was imported becomes segments at once.
+SETTLED = """
+[storage]
+seal_age_ms = 3000
+segment_age_ms = 3000
+"""
 
 
 @dataclass
@@ -136,6 +145,12 @@ def psql_ms(pg, database, sql):
     rows = [line for line in printed if not line.startswith(("Timing is on", "Time:"))]
     times = [line for line in printed if line.startswith("Time:")]
     return rows, float(times[-1].split()[1])
+
+
+def python(script, *arguments):
+    """Runs a script in a process of its own, and returns what it printed."""
+    done = subprocess.run([sys.executable, "-c", script, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout
 
 
 def folder_bytes(folder):

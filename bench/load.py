@@ -9,10 +9,9 @@ its own bound), beside DuckDB's Parquet (LZ4_RAW) of the bare rows, sorted by pl
 import json
 import os
 import subprocess
-import sys
 import time
 
-from harness import Figure, folder_bytes, node, scratch, wait_until
+from harness import SETTLED, Figure, folder_bytes, node, python, scratch, wait_until
 
 # In a process of its own: Linux counts a parent's memory at the fork towards its child's peak.
 DUCKDB_LOAD = """
@@ -33,16 +32,6 @@ order = [name for name in ("player", "player_id", "t", "time", "event_time", "ts
 by = " order by " + ", ".join(f'"{name}"' for name in order) if order else ""
 connection.execute(f"copy (select * from e{by}) to '{sys.argv[2]}' (format parquet, compression lz4_raw)")
 """
-SETTLED = """
-[storage]
-seal_age_ms = 3000
-segment_age_ms = 3000
-"""
-
-
-def python(script, *arguments):
-    done = subprocess.run([sys.executable, "-c", script, *arguments], check=True, stdout=subprocess.PIPE, text=True)
-    return done.stdout
 
 
 def run(tools, repeats=5):

@@ -9,10 +9,11 @@ import sys
 import load
 import reads
 import rollup
+import storage
 import writes
 from harness import Tools, table
 
-BENCHMARKS = {"load": load, "rollup": rollup, "reads": reads, "writes": writes}
+BENCHMARKS = {"load": load, "rollup": rollup, "reads": reads, "writes": writes, "storage": storage}
 
 
 def main():

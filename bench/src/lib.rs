@@ -19,6 +19,9 @@ pub struct Load {
     /// Calls in flight, over all connections
     #[arg(long, default_value_t = 64)]
     pub in_flight: usize,
+    /// Calls a second, at most; without, as many as are answered
+    #[arg(long)]
+    pub rate: Option<f64>,
     /// Seconds that are measured
     #[arg(long, default_value_t = 10.0)]
     pub seconds: f64,
@@ -69,13 +72,21 @@ where
     if load.in_flight == 0 || load.seconds <= 0.0 {
         bail!("--in-flight and --seconds must be above 0");
     }
-    let begin = Instant::now() + Duration::from_secs_f64(load.warm_up_seconds.max(0.0));
+    if load.rate.is_some_and(|rate| rate <= 0.0) {
+        bail!("--rate must be above 0");
+    }
+    let start = Instant::now();
+    let begin = start + Duration::from_secs_f64(load.warm_up_seconds.max(0.0));
     let end = begin + Duration::from_secs_f64(load.seconds);
     let workers = (0..load.in_flight).map(|worker| {
         let call = call.clone();
         tokio::spawn(async move {
             let mut micros: Vec<u32> = Vec::new();
             for number in 0.. {
+                if let Some(rate) = load.rate {
+                    let place = number * load.in_flight as u64 + worker as u64;
+                    tokio::time::sleep_until((start + Duration::from_secs_f64(place as f64 / rate)).into()).await;
+                }
                 let started = Instant::now();
                 if started >= end {
                     break;

@@ -1,9 +1,12 @@
 //! `galoo-bench`: the load of Galoo's peers, through the harness that `galoo bench` uses too. Prints a report as JSON.
 
+mod engine;
+
 use std::{net::SocketAddr, time::Instant};
 
 use clap::Parser;
 use galoo_bench::{Load, Report, closed_loop, connect};
+use serde_json::json;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
@@ -52,6 +55,11 @@ enum Peer {
         /// How many
         #[arg(long, default_value_t = 300)]
         count: u32,
+    },
+    /// Galoo's engine by itself, beside bare RocksDB
+    Engine {
+        #[command(subcommand)]
+        measure: engine::Measure,
     },
 }
 
@@ -135,10 +143,13 @@ fn fdatasync(file: &std::path::Path, count: u32) -> anyhow::Result<Report> {
 fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let report = match Peer::parse() {
-        Peer::Etcd { addrs, puts, value_bytes, load } => runtime.block_on(etcd(load, &addrs, puts, value_bytes))?,
-        Peer::Echo { bytes, load } => runtime.block_on(echo(load, bytes))?,
-        Peer::Fdatasync { file, count } => fdatasync(&file, count)?,
+        Peer::Etcd { addrs, puts, value_bytes, load } => {
+            json!(runtime.block_on(etcd(load, &addrs, puts, value_bytes))?)
+        }
+        Peer::Echo { bytes, load } => json!(runtime.block_on(echo(load, bytes))?),
+        Peer::Fdatasync { file, count } => json!(fdatasync(&file, count)?),
+        Peer::Engine { measure } => engine::run(measure)?,
     };
-    println!("{}", serde_json::to_string(&report)?);
+    println!("{report}");
     Ok(())
 }
