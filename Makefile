@@ -51,8 +51,9 @@ bench: build ## the figures of docs/benchmarks.md; ONLY=load, rollup, reads, wri
 		$(or $(DATA),$(or $(GALOO_SHARED),../shared)/data/sc2.ndjson.zst) $(ONLY)
 
 chaos: build ## nodes killed for MINUTES=10, and the power of one cut CUTS=40 times at each kind of write; SEED=7 chooses where
+	cargo build $(CARGO_FLAGS) --workspace --examples
 	GALOO_CHAOS_SECONDS=$$(($(or $(MINUTES),10) * 60)) GALOO_DISK_CUTS=$(or $(CUTS),40) GALOO_DISK_SEED=$(or $(SEED),1) \
-		cargo test $(CARGO_FLAGS) --workspace --examples --test process --test disk -- --nocapture
+		cargo test $(CARGO_FLAGS) --workspace --test process --test disk -- --nocapture
 
 # Room for what the fuzzer finds worth keeping; what breaks something goes to fuzz/corpus and becomes a seed of the tests.
 FUZZ_FOLDER := $(GALOO_CACHE)/fuzz

@@ -46,7 +46,7 @@ pub const TTL_MS_MAX: u64 = 100 * 365 * 86_400_000;
 pub const RETENTION_MS_MIN: u64 = 1_000;
 /// A shard takes no further player to forget while it still removes the events of so many.
 pub const ERASURES_MAX: usize = 10_000;
-/// A player is forgotten again at most so many times while events of earlier times are still being removed.
+/// A node forgets a player again at most so many times while it still removes events of earlier times.
 pub const ERASURE_TIMES_MAX: usize = 64;
 /// A qualifier has 1 to this many bytes.
 pub const QUALIFIER_BYTES_MAX: usize = 1 << 10;
@@ -96,9 +96,12 @@ pub const PRODUCER_WINDOW: u64 = 4_096;
 pub const PRODUCERS_MAX: u64 = 65_536;
 /// A producer takes no further batch while the answers that it may ask for again have so many bytes.
 pub const PRODUCER_OUTCOME_BYTES_MAX: u64 = 16 << 20;
-/// A shard keeps at most this many bytes of answers for all producers, beyond the last one; then the producer that was used
-/// longest ago is evicted.
+/// A shard that keeps so many bytes of answers for all producers evicts those that were used longest ago, up to
+/// [`EVICTIONS_MAX`] for a batch, until it keeps less: where many that hold next to nothing come first, it keeps up to twice
+/// as much for a while.
 pub const OUTCOME_BYTES_MAX: u64 = 1 << 30;
+/// Producers that one batch evicts at most.
+pub const EVICTIONS_MAX: usize = 256;
 /// A shard keeps the registrations of at most this many named sources; a further one is refused.
 pub const SOURCES_MAX: u64 = 1_000_000;
 

@@ -114,6 +114,11 @@ impl Erasures {
         self.players.len()
     }
 
+    /// How many commands that forgot a player still hide something.
+    pub fn times(&self, player: &str) -> usize {
+        self.players.get(player).map_or(0, |player| player.erasure.times.len())
+    }
+
     /// Whether an event is hidden.
     pub(crate) fn hide(&self, player: &str, seq: Seq, time_ms: i64) -> bool {
         seq.0 <= self.through && self.players.get(player).is_some_and(|player| player.hides(seq, time_ms))

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use galoo_proto::{
     GameId, Token,
     admin::{Erasure, ForgetPlayerResponse, ListErasuresResponse},
-    command::{self, command::Body, outcome, rejection::Reason},
-    limits::ERASURES_MAX,
+    command::{self, command::Body, outcome},
+    limits::{ERASURE_TIMES_MAX, ERASURES_MAX},
     rollup::Erasure as Policy,
     validate,
 };
@@ -21,20 +21,21 @@ impl Node {
         validate::player_id(player)?;
         let routed = self.game(game).await?;
         let (shard, range) = routed.shards.find(Token::of(player));
-        if let Ok(view) = self.stale_view(shard)
-            && view.erasures()?.len() >= ERASURES_MAX
-        {
-            let reason = DriveError::NotReady("it still removes the events of too many players");
-            return Err(NodeError::Unavailable { shard, reason });
+        if let Ok(view) = self.stale_view(shard) {
+            let erasures = view.erasures()?;
+            let busy = match (erasures.len() >= ERASURES_MAX, erasures.times(player) >= ERASURE_TIMES_MAX) {
+                (true, _) => Some("it still removes the events of too many players"),
+                (_, true) => Some("it still removes what it was told to forget of the player before"),
+                _ => None,
+            };
+            if let Some(reason) = busy {
+                return Err(NodeError::Unavailable { shard, reason: DriveError::NotReady(reason) });
+            }
         }
         let forget = command::ForgetPlayer { range: Some(range.into()), player_id: player.to_owned() };
         let outcome = self.propose(shard, Body::ForgetPlayer(forget)).await?;
         let forgotten = match &outcome.result {
             Some(outcome::Result::PlayerForgotten(forgotten)) => forgotten,
-            Some(outcome::Result::Rejected(rejection)) if rejection.reason() == Reason::TooManyErasures => {
-                let reason = DriveError::NotReady("it still removes what it was told to forget of the player before");
-                return Err(NodeError::Unavailable { shard, reason });
-            }
             _ => return Err(unexpected(shard, &outcome)),
         };
         let mut receipt = ForgetPlayerResponse {

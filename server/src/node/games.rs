@@ -68,11 +68,23 @@ impl Node {
     }
 
     /// What a shard is to be told of its game's window of ids, if it keeps another.
-    pub fn missing_event_id_window(&self, game: GameId, ids: Option<EventIds>) -> Option<command::Body> {
-        let meta = self.meta.borrow();
-        let window_ms = meta.games().find(|known| known.id == game.0)?.event_id_window_ms;
+    pub async fn missing_event_id_window(
+        &self,
+        game: GameId,
+        ids: Option<EventIds>,
+    ) -> Result<Option<command::Body>, NodeError> {
         let known = ids.unwrap_or_default().window_ms;
-        (known != window_ms).then_some(command::Body::SetEventIdWindow(SetEventIdWindow { window_ms }))
+        let differs = || {
+            let meta = self.meta.borrow();
+            let window_ms = meta.games().find(|known| known.id == game.0)?.event_id_window_ms;
+            (known != window_ms).then_some(command::Body::SetEventIdWindow(SetEventIdWindow { window_ms }))
+        };
+        if differs().is_none() {
+            return Ok(None);
+        }
+        // The shard may have been told of a change that this node has not heard of yet.
+        self.barrier(ShardId(META_GROUP)).await?;
+        Ok(differs())
     }
 
     /// For how long a game's events are kept; 0 is for ever.

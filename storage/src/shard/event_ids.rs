@@ -74,6 +74,9 @@ impl Turn<'_> {
         let ids = self.state.event_ids.get_or_insert_default();
         let begins = ids.slice == 0 || hlc.millis() - Hlc(ids.began_hlc).millis() >= window_ms(ids);
         if begins {
+            // What this turn knows of slices that go is forgotten with their rows: however commands are put into turns.
+            let kept_from = ids.began_hlc;
+            self.event_ids.retain(|_, stored| stored.0 >= kept_from);
             (ids.slice, ids.began_hlc) = (ids.slice + 1, hlc.0);
         }
         let slice = ids.slice;

@@ -19,7 +19,9 @@ use galoo_proto::{
     Hlc,
     command::{Appended, BatchId, Mutated, Outcome, outcome, rejection::Reason},
     ids::producer_group,
-    limits::{OUTCOME_BYTES_MAX, PRODUCER_OUTCOME_BYTES_MAX, PRODUCER_WINDOW, PRODUCERS_MAX, SOURCES_MAX},
+    limits::{
+        EVICTIONS_MAX, OUTCOME_BYTES_MAX, PRODUCER_OUTCOME_BYTES_MAX, PRODUCER_WINDOW, PRODUCERS_MAX, SOURCES_MAX,
+    },
     record,
     value::Event,
 };
@@ -119,7 +121,8 @@ impl Turn<'_> {
                 return Ok(Admission::Known(first.map_err(|error| Error::row("batch outcome", error))?));
             }
         }
-        if producer.outcome_bytes < PRODUCER_OUTCOME_BYTES_MAX {
+        // Without the number at the floor, its producer could never say that it has the answers behind it.
+        if producer.outcome_bytes < PRODUCER_OUTCOME_BYTES_MAX || batch.number == floor {
             return Ok(Admission::New);
         }
         // What the batch says that its producer has counts, also if there is no room for it yet.
@@ -162,8 +165,12 @@ impl Turn<'_> {
         let is_new = known.is_none();
         let new = || record::Producer { registered_at: batch.registered_at, ..Default::default() };
         let mut producer = known.unwrap_or_else(new);
-        if (is_new && self.state.producers >= PRODUCERS_MAX) || self.state.outcome_bytes >= OUTCOME_BYTES_MAX {
-            self.evict_producer(id)?;
+        for _ in 0..EVICTIONS_MAX {
+            let is_full = is_new && self.state.producers >= PRODUCERS_MAX;
+            let evicts = is_full || self.state.outcome_bytes >= OUTCOME_BYTES_MAX;
+            if !evicts || !self.evict_producer(id)? {
+                break;
+            }
         }
         if is_new {
             self.state.producers += 1;
@@ -237,7 +244,7 @@ impl Turn<'_> {
     }
 
     /// Lets go of the producer whose use lies furthest back, but not of the one that is at it.
-    fn evict_producer(&mut self, at_it: &str) -> Result<()> {
+    fn evict_producer(&mut self, at_it: &str) -> Result<bool> {
         let keyspace = self.shard.keyspace;
         let its_place = self.producer(at_it)?.map(|known| key::eviction(keyspace, known.used_index, at_it));
         let range = key::evictions(keyspace);
@@ -254,7 +261,7 @@ impl Turn<'_> {
         // Places of this turn lie behind those in the engine: they are later in the log.
         let set = self.set_rows(Family::Producers, &range).map(|(place, _)| place);
         let first_set = || set.filter(|place| its_place.as_ref() != Some(*place)).min().cloned();
-        let Some(place) = first.or_else(first_set) else { return Ok(()) };
+        let Some(place) = first.or_else(first_set) else { return Ok(false) };
         let id = key::evicted_producer(&place)?;
         self.unset(Family::Producers, place);
         if let Some(producer) = self.producer(&id)?.map(Cow::into_owned) {
@@ -268,7 +275,7 @@ impl Turn<'_> {
         }
         self.producers.insert(id, None);
         self.state.producers -= 1;
-        Ok(())
+        Ok(true)
     }
 
     /// Stamps a producer's registration; that of a named source (`file:`, `source:`) is kept and answered again.

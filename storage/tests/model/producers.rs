@@ -134,6 +134,70 @@ fn answers_that_are_kept_are_bounded_in_bytes() {
     assert_eq!(world.shard.state().producers, producers);
 }
 
+/// A producer whose answers take too much is still given the one that it waits for: with it, it can let go of the others.
+#[test]
+fn the_number_that_a_producer_waits_for_is_taken() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = World::new(folder.path(), Arc::new(MemoryEngine::default()), None);
+    let apply = |world: &mut World, number, acked_below| {
+        let index = world.shard.applied() + 1;
+        mutated(&world.shard.apply(index, &[&large(0, number, acked_below)]).expect("applies")[0])
+    };
+    let fit = PRODUCER_OUTCOME_BYTES_MAX >> 20;
+    for number in 1..=fit {
+        assert_eq!(apply(&mut world, number, 0), Ok(true), "{number}");
+    }
+    assert_eq!(apply(&mut world, fit + 1, 0), Err(Reason::OutcomesFull));
+    assert_eq!(apply(&mut world, 0, 0), Ok(true), "it was lost on the way");
+    assert_eq!(apply(&mut world, fit + 1, fit + 1), Ok(true));
+}
+
+/// A replica applies as many commands in one turn as wait for it: what an id counts as must not depend on that.
+#[test]
+fn an_id_counts_the_same_however_commands_come_together() {
+    let send = |at_ms: u64, id: &str| {
+        let named = Event { event_id: id.to_owned(), ..event((0, 1, 1)) };
+        Command { version: 1, hlc: Hlc::from_millis(at_ms).0, body: Some(append(None, vec![named])) }.encode_to_vec()
+    };
+    let window = |at_ms: u64, window_ms| {
+        let body = Some(Body::SetEventIdWindow(SetEventIdWindow { window_ms }));
+        Command { version: 1, hlc: Hlc::from_millis(at_ms).0, body }.encode_to_vec()
+    };
+    // Three slices of a short window, then a long one: the first slice is gone by then.
+    let commands = [
+        window(1_000, 1_000),
+        send(2_000, "x"),
+        send(3_000, "y"),
+        send(4_000, "z"),
+        window(4_500, 0),
+        send(5_000, "x"),
+        send(5_001, "y"),
+        send(5_002, "z"),
+    ];
+    let commands: Vec<_> = commands.iter().map(Vec::as_slice).collect();
+    let run = |each: usize| {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut world = World::new(folder.path(), Arc::new(MemoryEngine::default()), None);
+        let mut outcomes = Vec::new();
+        for (turn, commands) in commands.chunks(each).enumerate() {
+            let first = 1 + (turn * each) as u64;
+            let entries =
+                commands.iter().enumerate().map(|(at, command)| (first + at as u64, std::slice::from_ref(command)));
+            outcomes.extend(world.shard.apply_all(entries).expect("applies"));
+        }
+        let repeated = outcomes.iter().filter_map(|outcome| match &outcome.result {
+            Some(outcome::Result::Appended(appended)) => Some(appended.repeated),
+            _ => None,
+        });
+        (repeated.collect::<Vec<_>>(), world.shard.state().last_seq)
+    };
+    let one_by_one = run(1);
+    assert_eq!(one_by_one, (vec![0, 0, 0, 0, 1, 1], 4));
+    for each in 2..=commands.len() {
+        assert_eq!(run(each), one_by_one, "{each} in a turn");
+    }
+}
+
 /// An id is its player's, whoever sends it, for the window from when its event was stored; older ids take no space.
 #[test]
 fn an_events_id_is_known_for_the_window() {

@@ -1,10 +1,6 @@
 //! What is dropped, and who is forgotten: not read at once, gone from the files in time, and counted by rollups as declared.
 
-use galoo_proto::{
-    command::{Seal, rejection::Reason},
-    limits::ERASURE_TIMES_MAX,
-    rollup::Rollup,
-};
+use galoo_proto::{command::Seal, rollup::Rollup};
 use galoo_storage::compaction::covered_seq;
 
 use super::*;
@@ -269,15 +265,11 @@ fn covering_goes_on_while_much_is_owed() {
     }
     assert!(rounds < 10, "{rounds} for three players who were there, and fifty who were not");
 
-    let again = |world: &mut World| {
-        let (range, player_id) = (Some(TokenRange::FULL.into()), "p0".to_owned());
-        world.apply(Body::ForgetPlayer(ForgetPlayer { range, player_id })).result
-    };
-    for _ in 1..ERASURE_TIMES_MAX {
+    // However often: what is in the row that each replica takes away by itself decides nothing.
+    for _ in 0..100 {
         forget(&mut world, &mut model, "p0");
     }
-    let Some(outcome::Result::Rejected(rejection)) = again(&mut world) else { panic!("it takes any number") };
-    assert_eq!((rejection.reason(), rejection.limit), (Reason::TooManyErasures, ERASURE_TIMES_MAX as u64));
+    assert!(world.view().erasures().expect("reads").times("p0") >= 100);
     check(&world, &model);
 }
 

@@ -25,6 +25,8 @@ use crate::{Error, Result};
 
 const MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5";
 const RECORD_HEADER_BYTES: usize = 16;
+/// Bytes whose CRCs are compared, at most, to find a whole record behind one that does not read: about a second.
+const SCANNED_BYTES_MAX: usize = 4 << 30;
 /// Digits of a file's number, which its name begins with.
 const NUMBER_DIGITS: usize = 16;
 /// Log files that are appended to.
@@ -118,20 +120,31 @@ fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(*head))
 }
 
-/// The first place from `from` on at which a whole record begins.
+/// The first place from `from` on at which a whole record begins. What was written may look like the beginnings of many long
+/// ones: where reading them would take too long, one of them counts as whole.
 fn next_whole(bytes: &[u8], from: usize, signature: u32) -> Option<usize> {
-    (from..bytes.len()).find(|at| whole(&bytes[*at..], signature).is_some())
+    let mut left = SCANNED_BYTES_MAX;
+    (from..bytes.len()).find(|at| {
+        let Some((length, _)) = lengths(&bytes[*at..]) else { return false };
+        left = left.saturating_sub(length);
+        left == 0 || whole(&bytes[*at..], signature).is_some()
+    })
+}
+
+/// Lengths of the record that bytes begin with, and of what is before its footer, if it fits.
+fn lengths(bytes: &[u8]) -> Option<(usize, usize)> {
+    let mut rest = bytes;
+    let (packed, footer) = (take_u64(&mut rest)?, take_u64(&mut rest)?);
+    let (length, footer) = (usize::try_from(packed >> 8).ok()?, usize::try_from(footer).ok()?);
+    let fits = packed & 0xff <= 1 && (RECORD_HEADER_BYTES..length).contains(&footer) && length <= bytes.len();
+    fits.then_some((length, footer))
 }
 
 /// The length of the record that bytes begin with, if it is whole.
 fn whole(bytes: &[u8], signature: u32) -> Option<usize> {
-    let mut rest = bytes;
-    let (packed, footer) = (take_u64(&mut rest)?, take_u64(&mut rest)?);
-    let (length, footer) = (usize::try_from(packed >> 8).ok()?, usize::try_from(footer).ok()?);
-    let record = bytes.get(..length)?;
-    let (entries, footer) = (record.get(RECORD_HEADER_BYTES..footer)?, record.get(footer..)?);
-    let is_known = packed & 0xff <= 1;
-    let holds = is_known && has_crc(footer, signature) && (entries.is_empty() || has_crc(entries, 0));
+    let (length, footer) = lengths(bytes)?;
+    let (entries, footer) = (&bytes[RECORD_HEADER_BYTES..footer], &bytes[footer..length]);
+    let holds = has_crc(footer, signature) && (entries.is_empty() || has_crc(entries, 0));
     holds.then_some(length)
 }
 
