@@ -22,7 +22,7 @@ use galoo_client::{Client, Producer};
 use galoo_harness::{Cluster, Galoo};
 use galoo_jepsen::{
     calls,
-    disk::{self, FOLDER_VARIABLE, JOURNAL_VARIABLE, Journal, Kind, Loss, Record},
+    disk::{self, FOLDER_VARIABLE, JOURNAL_VARIABLE, Journal, Kind, Loss},
     history::Appends,
     process,
 };
@@ -189,9 +189,9 @@ fn number_of(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
-/// The kind of a write: where numbers are is the same kind of file.
-fn step(record: &Record) -> (&'static str, String) {
-    let kind = match record.kind {
+/// The kind of a write: where only numbers differ it is the same kind of file.
+fn step(kind: Kind, path: &str) -> (&'static str, String) {
+    let kind = match kind {
         Kind::Create | Kind::MakeFolder => "make",
         Kind::Write => "write",
         Kind::Resize => "resize",
@@ -200,7 +200,7 @@ fn step(record: &Record) -> (&'static str, String) {
         Kind::Link => "link",
         Kind::Remove => "remove",
     };
-    (kind, class(&record.path))
+    (kind, class(path))
 }
 
 fn class(path: &str) -> String {
@@ -266,60 +266,63 @@ fn recorder() -> Result<PathBuf> {
     Ok(library)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_acknowledged_is_lost_wherever_the_power_is_cut() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let root = fs::canonicalize(folder.path()).expect("a folder without links");
-    let (seed, each) = (number_of("GALOO_DISK_SEED", 1), number_of("GALOO_DISK_CUTS", 2));
-    let mut rng = Rng::new(seed);
+/// What is there to cut: a node that was started, stopped in order, started again and killed.
+struct Recorded {
+    story: Story,
+    journal: Journal,
+    /// How long the journal was when the game was there.
+    begin: u64,
+    /// How many records there were when the node was stopped.
+    stopped: usize,
+}
 
-    // The recording: a node that is stopped in order, and goes on, and is killed.
+async fn record(root: &Path, rng: &mut Rng) -> Result<Recorded> {
     let mut story = Story { journal: root.join("journal"), ..Default::default() };
-    let cluster = one(&root, RECORDED).expect("a node");
+    let cluster = one(root, RECORDED)?;
     let data = cluster.nodes()[0].data.clone();
-    fs::create_dir(&data).expect("a folder");
+    fs::create_dir(&data)?;
     let mut cluster = cluster
-        .with_variable("LD_PRELOAD", recorder().expect("the recorder"))
+        .with_variable("LD_PRELOAD", recorder()?)
         .with_variable(FOLDER_VARIABLE, &data)
         .with_variable(JOURNAL_VARIABLE, &story.journal);
-    cluster.form().await.expect("a cluster of one");
-    let client = Client::connect(&cluster.grpc(0)).await.expect("connects");
-    client.create_game(GAME, SHARDS, 1).await.expect("a game");
+    cluster.form().await?;
+    let client = Client::connect(&cluster.grpc(0)).await?;
+    client.create_game(GAME, SHARDS, 1).await?;
     let at = ["--game", GAME, "--addr", &cluster.grpc(0)];
     for command in [&["property", "declare", "gold", "int"][..], &["sql", "-c", ROLLUP]] {
-        cluster.galoo().run(&[command, &at].concat()).await.expect("is done");
+        cluster.galoo().run(&[command, &at].concat()).await?;
     }
-    let begin = fs::metadata(&story.journal).expect("the journal").len();
-    story.go_on(&client, &mut rng, 0..BATCHES).await.expect("a story");
-    assert!(cluster.stop(0).await.expect("stops").success());
-    let (stopped, whole) = (Journal::read(&story.journal).expect("a journal"), root.join("whole"));
-    stopped.leave(stopped.records().len(), Loss::Nothing, &whole).expect("a folder");
-    let (left, real) = (disk::files(&whole).expect("reads"), disk::files(&data).expect("reads"));
-    let differs = real.iter().filter(|(path, content)| left.get(*path) != Some(content)).map(|(path, _)| path);
-    assert!(left.len() == real.len(), "{:?} are not {:?}", left.keys(), real.keys());
-    assert_eq!(differs.collect::<Vec<_>>(), Vec::<&String>::new(), "are not as they were recorded");
-    cluster.start_again(&[0]).await.expect("starts again");
-    let client = Client::connect(&cluster.grpc(0)).await.expect("connects");
-    story.go_on(&client, &mut rng, BATCHES..BATCHES + COMPACT_EVERY).await.expect("a story");
-    story.check(&client, u64::MAX).await.expect("right before any cut");
-    cluster.kill(&[0]).await.expect("kills");
-    let journal = Journal::read(&story.journal).expect("a journal");
+    let begin = fs::metadata(&story.journal)?.len();
+    story.go_on(&client, rng, 0..BATCHES).await?;
+    ensure!(cluster.stop(0).await?.success(), "the node does not stop in order");
 
-    // Some cuts before each kind of write.
+    // All of the journal makes what is there.
+    let (journal, whole) = (Journal::read(&story.journal)?, root.join("whole"));
+    let stopped = journal.records().len();
+    journal.leave(stopped, Loss::Nothing, &whole)?;
+    let (left, real) = (disk::files(&whole)?, disk::files(&data)?);
+    let differs: Vec<_> = real.iter().filter(|(path, content)| left.get(*path) != Some(content)).collect();
+    let names: Vec<_> = differs.iter().map(|(path, _)| path).collect();
+    ensure!(left.len() == real.len() && names.is_empty(), "not as recorded: {names:?} of {:?}", left.keys());
+
+    cluster.start_again(&[0]).await?;
+    let client = Client::connect(&cluster.grpc(0)).await?;
+    story.go_on(&client, rng, BATCHES..BATCHES + COMPACT_EVERY).await?;
+    story.check(&client, u64::MAX).await.context("before any cut")?;
+    cluster.kill(&[0]).await?;
+    Ok(Recorded { journal: Journal::read(&story.journal)?, story, begin, stopped })
+}
+
+/// Where to cut: before some records of each kind, with what is lost and the kind's name.
+fn cuts(recorded: &Recorded, each: u64, rng: &mut Rng) -> Vec<(usize, Loss, String)> {
     let mut steps: BTreeMap<_, Vec<usize>> = BTreeMap::new();
-    for (count, record) in journal.records().iter().enumerate() {
-        if journal.position(count) >= begin {
-            steps.entry(step(record)).or_default().push(count);
+    for (count, record) in recorded.journal.records().iter().enumerate() {
+        if recorded.journal.position(count) >= recorded.begin {
+            steps.entry(step(record.kind, &record.path)).or_default().push(count);
         }
     }
-    let mut missing = Vec::new();
-    for (kind, class) in STEPS {
-        let path = (*class).to_owned();
-        let record = Record { kind: *kind, number: 0, path, data: Vec::new() };
-        if !steps.contains_key(&step(&record)) {
-            missing.push(step(&record));
-        }
-    }
+    let missing: Vec<_> = STEPS.iter().filter(|(kind, path)| !steps.contains_key(&step(*kind, path))).collect();
+    assert!(missing.is_empty(), "these never happened: {missing:?}");
     let mut cuts = Vec::new();
     for ((kind, class), counts) in &steps {
         println!("{:>6} times {kind} {class}", counts.len());
@@ -332,16 +335,24 @@ async fn nothing_acknowledged_is_lost_wherever_the_power_is_cut() {
             cuts.push((*rng.pick(counts), loss, format!("{kind} {class}")));
         }
     }
-    assert!(missing.is_empty(), "these never happened: {missing:?}");
+    cuts
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_wherever_the_power_is_cut() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = &fs::canonicalize(folder.path()).expect("a folder without links");
+    let (seed, each) = (number_of("GALOO_DISK_SEED", 1), number_of("GALOO_DISK_CUTS", 2));
+    let mut rng = Rng::new(seed);
+    let recorded = record(root, &mut rng).await.expect("a recording");
+    let cuts = cuts(&recorded, each, &mut rng);
+    let Recorded { story, journal, stopped, .. } = &recorded;
     println!("GALOO_DISK_SEED={seed} GALOO_DISK_CUTS={each}: {} records, {} cuts", journal.records().len(), cuts.len());
 
     // The test sees what it is for: on a disk that does not sync the log, what was acknowledged is lost.
-    let lying = journal.with_lies_of("log/0");
-    let (last, folder_of_lies) = (stopped.records().len() / 2, root.join("lies"));
-    let seen = cut(&folder_of_lies, &story, &lying, last, Loss::Unsynced).await;
-    println!("a disk that lies: {:#}", seen.expect_err("acknowledged events are lost"));
+    let lies = cut(&root.join("lies"), story, &journal.with_lies_of("log/0"), stopped / 2, Loss::Unsynced).await;
+    println!("a disk that lies: {:#}", lies.expect_err("acknowledged events are lost"));
 
-    let (story, journal, root) = (&story, &journal, &root);
     let tries = cuts.into_iter().map(|(count, loss, step)| async move {
         let name = match &loss {
             Loss::Nothing => "killed",
