@@ -98,6 +98,10 @@ pub enum DataFolderError {
     },
 }
 
+fn sync(folder: &Path) -> std::io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
 /// A locked data folder.
 pub struct DataFolder {
     path: PathBuf,
@@ -111,7 +115,12 @@ impl DataFolder {
             let path = path.to_owned();
             move |source| DataFolderError::Io { action, path, source }
         };
+        let missing: Vec<_> = path.ancestors().take_while(|folder| !folder.exists()).collect();
         fs::create_dir_all(path).map_err(failed("create", path))?;
+        for made in missing {
+            let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            sync(parent).map_err(failed("sync", parent))?;
+        }
         let lock_path = path.join("LOCK");
         let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
         let lock = lock.map_err(failed("open", &lock_path))?;
@@ -127,13 +136,9 @@ impl DataFolder {
         self.path.join(name)
     }
 
-    /// Makes the names in it durable, and its own: what is synced below a name that is lost is lost.
+    /// Makes the names in it durable: what is synced below a name that is lost is lost.
     pub fn sync(&self) -> Result<(), DataFolderError> {
-        for folder in self.path.canonicalize().iter().flat_map(|path| path.ancestors().take(2)) {
-            let synced = File::open(folder).and_then(|folder| folder.sync_all());
-            synced.map_err(|source| DataFolderError::Io { action: "sync", path: folder.to_owned(), source })?;
-        }
-        Ok(())
+        sync(&self.path).map_err(|source| DataFolderError::Io { action: "sync", path: self.path.clone(), source })
     }
 
     /// Reads whose the folder is; `None` when it is nobody's yet.

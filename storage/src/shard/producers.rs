@@ -270,8 +270,9 @@ impl Turn<'_> {
             self.state.outcome_bytes -= producer.outcome_bytes;
             if !rows.is_empty() {
                 self.delete_range(Family::Producers, key::outcomes(keyspace, &id, rows));
-                self.write_now();
             }
+            // Nothing that was removed of it in this turn may be found by one of its name that comes back.
+            self.write_now();
         }
         self.producers.insert(id, None);
         self.state.producers -= 1;
