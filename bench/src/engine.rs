@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -17,6 +18,7 @@ use galoo_proto::{
     command::{
         AppendEvents, BatchId, Command, MutatePlayer, PropertyKinds, RegisterProducer, Seal, command::Body, outcome,
     },
+    record,
     rollup::{
         Aggregate, Bucket, Column, Field, Function, Group, Operand, Property, PropertyType, Rollup, Tier, column,
         operand,
@@ -25,12 +27,15 @@ use galoo_proto::{
 };
 use galoo_storage::{
     chunk::index::ChunkIndexes,
-    compaction::{self, Choice, Policy, build_segment, commit_segment, covered_seq},
+    compaction::{self, Choice, Policy, build_segment, commit_merge, commit_segment, covered_seq, merge_segments},
     engine::{Direction, Engine, Family, rocks, rocks::RocksEngine},
     key::Selection,
     properties::Kinds,
-    rollup::{Definition, cover},
-    segment::SegmentFiles,
+    rollup::{
+        Definition,
+        cover::{self, First, Piece},
+    },
+    segment::{Kept, SegmentFiles, Step},
     shard::Shard,
     view::{self, EventFilter, Source, View},
 };
@@ -67,7 +72,7 @@ pub enum Measure {
         #[command(flatten)]
         at: At,
     },
-    /// All events of a player with 1,000, from segments; writes them as tab-separated text for a peer
+    /// All events of a player with 1,000, from segments as their usual compaction leaves them; writes them as tab-separated text for a peer
     Range {
         /// Players
         #[arg(long, default_value_t = 1_000)]
@@ -104,9 +109,10 @@ const KEYSPACE: Keyspace = Keyspace(1);
 /// Reads that are measured.
 const READS: u64 = 200_000;
 const RANGE_EVENTS: u64 = 1_000;
-/// Sealed chunks' bytes, and events that a rollup has not covered, at which applying waits.
-const BACKLOG_BYTES: u64 = 64 << 20;
-const UNCOVERED_EVENTS: u64 = 1 << 20;
+/// Commands after which it is looked whether there is something to compact.
+const COMPACT_EVERY: u64 = 50;
+/// Events that are in no segment yet, or that a rollup has not covered, at which applying waits.
+const BEHIND_MAX: u64 = 1 << 20;
 
 /// Measures, and returns what a report says.
 pub fn run(measure: Measure) -> Result<Json> {
@@ -144,6 +150,44 @@ impl Driven {
             Some(outcome::Result::Rejected(rejection)) => bail!("rejected: {rejection:?}"),
             Some(_) => Ok(()),
             None => bail!("a command without an outcome"),
+        }
+    }
+
+    /// Seals, builds segments and merges them until nothing is chosen any more.
+    fn compact(&mut self, policy: &Policy) -> Result<()> {
+        loop {
+            let view = self.view()?;
+            let open = view.state().open.unwrap_or_default();
+            let (mut chunks, mut segments) = (Vec::new(), Vec::new());
+            for source in view.sources()?.iter() {
+                match source {
+                    Source::Chunk(chunk) if chunk.id == open.id => {}
+                    Source::Chunk(chunk) => chunks.push(*chunk),
+                    Source::Segment(segment) => segments.push(record::Segment::clone(segment)),
+                }
+            }
+            let choices = compaction::choose(policy, &open, &chunks, view.hlc());
+            let merged = compaction::choose_merge(policy, &segments, compaction::Eagerness::WhenMany);
+            if choices.is_empty() && merged.is_none() {
+                return Ok(());
+            }
+            for choice in choices {
+                match choice {
+                    Choice::Seal(chunk) => {
+                        let now_ms = self.shard.hlc().millis() - START_MS.cast_unsigned();
+                        self.tell(&encode(now_ms, Body::Seal(Seal { chunk: chunk.0 })))?;
+                    }
+                    Choice::Build { first, last, .. } => {
+                        let built = build_segment(&view, &self.files, KEYSPACE, first, last)?;
+                        commit_segment(&self.engine, KEYSPACE, &built)?;
+                    }
+                }
+            }
+            if let Some(range) = merged {
+                let inputs = &segments[range];
+                let merged = merge_segments(&self.files, KEYSPACE, inputs, &Kept::ALL, &mut || Step::On)?;
+                commit_merge(&self.engine, KEYSPACE, inputs, &merged.context("nobody cancels")?)?;
+            }
         }
     }
 
@@ -284,12 +328,14 @@ fn sustain(time: Duration, with_rollups: bool, folder: &Path) -> Result<Json> {
     let (engine, files) = (driven.engine.clone(), driven.files.clone());
     let driven = Mutex::new(driven);
     let lock = || driven.lock().expect("neither thread panicked");
-    let (stop, waits) = (AtomicBool::new(false), AtomicBool::new(false));
+    // The last event that is in a segment, and the last one that every rollup covers.
+    let (stop, built, covered) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let (segments, events) = (AtomicU64::new(0), AtomicU64::new(0));
     let definitions = rollups.iter().map(Definition::parse).collect::<Result<Vec<_>, _>>()?;
     let (indexes, policy) = (Arc::new(ChunkIndexes::default()), Policy::default());
-    let work = || -> Result<()> {
-        while !stop.load(Ordering::Relaxed) {
+    let build = || -> Result<()> {
+        loop {
+            let ends = stop.load(Ordering::Relaxed);
             let view = lock().view()?.with_indexes(indexes.clone());
             let open = view.state().open.unwrap_or_default();
             let chunks = view.sources()?.iter().filter_map(|source| match source {
@@ -297,7 +343,14 @@ fn sustain(time: Duration, with_rollups: bool, folder: &Path) -> Result<Json> {
                 _ => None,
             });
             let chunks: Vec<_> = chunks.collect();
-            for choice in compaction::choose(&policy, &open, &chunks, view.hlc()) {
+            let choices = compaction::choose(&policy, &open, &chunks, view.hlc());
+            if choices.is_empty() {
+                if ends {
+                    return Ok(());
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            for choice in choices {
                 match choice {
                     Choice::Seal(chunk) => {
                         let mut driven = lock();
@@ -305,36 +358,43 @@ fn sustain(time: Duration, with_rollups: bool, folder: &Path) -> Result<Json> {
                         driven.tell(&encode(now_ms, Body::Seal(Seal { chunk: chunk.0 })))?;
                     }
                     Choice::Build { first, last, .. } => {
-                        let built = build_segment(&view, &files, KEYSPACE, first, last)?;
+                        let segment = build_segment(&view, &files, KEYSPACE, first, last)?;
                         let _turn = lock();
-                        commit_segment(&engine, KEYSPACE, &built)?;
+                        commit_segment(&engine, KEYSPACE, &segment)?;
+                        built.store(segment.last_seq, Ordering::Relaxed);
                         segments.fetch_add(1, Ordering::Relaxed);
                     }
                 }
             }
-            let mut covered = false;
-            for definition in &definitions {
-                if let Some(cover) = cover::prepare(&view, definition, cover::First::Covering)? {
-                    let _turn = lock();
-                    covered |= cover::commit(&engine, KEYSPACE, cover)?;
+        }
+    };
+    let cover = || -> Result<()> {
+        loop {
+            let ends = stop.load(Ordering::Relaxed);
+            let view = lock().view()?.with_indexes(indexes.clone());
+            covered.store(covered_seq(&view)?, Ordering::Relaxed);
+            let mut more = Ok(false);
+            cover::prepare(&view, &definitions, First::Covering, &Piece::default(), &mut |_, cover| {
+                let _turn = lock();
+                more = cover.and_then(|cover| cover::commit(&engine, KEYSPACE, cover));
+                if more.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            if !more? {
+                if ends {
+                    return Ok(());
                 }
-            }
-            let backlog: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
-            let sealed = open.first_seq.saturating_sub(1);
-            let uncovered = if definitions.is_empty() { 0 } else { sealed.saturating_sub(covered_seq(&view)?) };
-            waits.store(backlog >= BACKLOG_BYTES || uncovered >= UNCOVERED_EVENTS, Ordering::Relaxed);
-            if chunks.is_empty() && !covered {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        Ok(())
     };
     let begin = Instant::now();
     std::thread::scope(|scope| -> Result<()> {
-        let worker = scope.spawn(work);
+        let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let workers = [named("build").spawn_scoped(scope, build)?, named("cover").spawn_scoped(scope, cover)?];
         let mut number = 0;
-        while begin.elapsed() < time && !worker.is_finished() {
-            if waits.load(Ordering::Relaxed) {
+        while begin.elapsed() < time && !workers.iter().any(|worker| worker.is_finished()) {
+            let done = built.load(Ordering::Relaxed).min(covered.load(Ordering::Relaxed));
+            if number * BATCH >= done.saturating_add(BEHIND_MAX) {
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
             }
@@ -344,7 +404,7 @@ fn sustain(time: Duration, with_rollups: bool, folder: &Path) -> Result<Json> {
             events.fetch_add(BATCH, Ordering::Relaxed);
         }
         stop.store(true, Ordering::Relaxed);
-        worker.join().expect("the worker did not panic")
+        workers.into_iter().try_for_each(|worker| worker.join().expect("the worker did not panic"))
     })?;
     let seconds = begin.elapsed().as_secs_f64();
     let events = events.into_inner();
@@ -397,6 +457,9 @@ fn range(players: u64, text: &Path, folder: &Path) -> Result<Json> {
     let mut lines = std::io::BufWriter::new(fs::File::create(text)?);
     for number in 0..players * RANGE_EVENTS / BATCH {
         driven.tell(&append(registered_at(), number, players))?;
+        if number % COMPACT_EVERY == 0 {
+            driven.compact(&Policy::default())?;
+        }
         for number in number * BATCH..(number + 1) * BATCH {
             let event = event(number, players);
             let Event { player_id, event_time_ms, event_type, properties, .. } = &event;
@@ -405,35 +468,7 @@ fn range(players: u64, text: &Path, folder: &Path) -> Result<Json> {
         }
     }
     lines.into_inner()?.sync_all()?;
-    // Chunks of the usual size, each a segment.
-    let policy = Policy { seal_age_ms: 0, segment_age_ms: 0, ..Policy::default() };
-    loop {
-        let view = driven.view()?;
-        let open = view.state().open.unwrap_or_default();
-        let chunks: Vec<_> = view
-            .sources()?
-            .iter()
-            .filter_map(|source| match source {
-                Source::Chunk(chunk) if chunk.id != open.id => Some(*chunk),
-                _ => None,
-            })
-            .collect();
-        let choices = compaction::choose(&policy, &open, &chunks, view.hlc());
-        if choices.is_empty() {
-            break;
-        }
-        for choice in choices {
-            match choice {
-                Choice::Seal(chunk) => {
-                    driven.tell(&encode(u64::from(u32::MAX), Body::Seal(Seal { chunk: chunk.0 })))?
-                }
-                Choice::Build { first, last, .. } => {
-                    let built = build_segment(&view, &driven.files, KEYSPACE, first, last)?;
-                    commit_segment(&driven.engine, KEYSPACE, &built)?;
-                }
-            }
-        }
-    }
+    driven.compact(&Policy { seal_age_ms: 0, segment_age_ms: 0, ..Policy::default() })?;
     let segments = driven.view()?.sources()?.iter().filter(|source| matches!(source, Source::Segment(_))).count();
     let columns = view::Column::event(None);
     let mut micros = Vec::new();
@@ -448,7 +483,7 @@ fn range(players: u64, text: &Path, folder: &Path) -> Result<Json> {
             RANGE_EVENTS as usize,
         )?;
         micros.push(begin.elapsed().as_secs_f64() * 1e6);
-        if page.events.len() < RANGE_EVENTS as usize / 2 {
+        if page.events.len() < RANGE_EVENTS as usize {
             bail!("{player} has {} events", page.events.len());
         }
     }

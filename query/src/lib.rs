@@ -92,6 +92,16 @@ impl Engine {
         Ok(Self { session, options, cache: Arc::default() })
     }
 
+    /// Bytes that reads of rollups left for the next ones, about, and may leave.
+    pub fn rollup_memory(&self) -> (usize, usize) {
+        self.cache.memory()
+    }
+
+    /// Bytes that queries hold to sort, join and aggregate, and may hold.
+    pub fn query_memory(&self) -> (usize, usize) {
+        (self.session.runtime_env().memory_pool.reserved(), self.options.memory_bytes_max)
+    }
+
     /// Makes a session whose catalog is the game, over one cut of its shards. Without views the catalog is empty.
     pub fn context(&self, game: &str, views: &[View]) -> Result<SessionContext> {
         let rollups = definitions(views).map_err(external)?;

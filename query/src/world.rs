@@ -13,7 +13,10 @@ use galoo_storage::{
     compaction::{build_segment, commit_segment},
     engine::memory::MemoryEngine,
     properties,
-    rollup::{Definition, cover, cover::First},
+    rollup::{
+        Definition,
+        cover::{self, First, Piece},
+    },
     segment::SegmentFiles,
     shard::Shard,
     view::View,
@@ -151,7 +154,8 @@ impl World {
         self.seal();
         for rollup in self.view().rollups().expect("reads") {
             let definition = Definition::parse(&rollup).expect("valid");
-            while let Some(cover) = cover::prepare(&self.view(), &definition, First::Covering).expect("prepares") {
+            let next = |view: &View| cover::prepare_one(view, &definition, First::Covering, &Piece::default());
+            while let Some(cover) = next(&self.view()).expect("prepares") {
                 assert!(cover::commit(&self.engine, KEYSPACE, cover).expect("commits"));
             }
         }

@@ -8,12 +8,12 @@ use std::{
 
 use galoo_cluster::{META_GROUP, machine::Machine};
 use galoo_consensus::{GroupId, StateMachine};
-use galoo_proto::{GameId, Hlc, Keyspace, SegmentId, ShardId, command::command::Body, rollup::Rollup};
+use galoo_proto::{GameId, Hlc, Keyspace, SegmentId, ShardId, command::command::Body};
 use galoo_storage::{
     compaction::{self, Choice, Policy},
     engine::Family,
-    rollup::{Definition, cover, cover::First, expiry},
-    view::{Source, View},
+    rollup::expiry,
+    view::Source,
 };
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
@@ -40,8 +40,6 @@ const BUSY_ENTRIES: u128 = 400;
 
 /// How building segments, and sweeping what they leave, give way.
 struct Pace {
-    /// Rounds that began.
-    rounds: u64,
     /// Log entries that the node's shards had applied when the round before began, and so far in this one.
     before: u64,
     applied: u64,
@@ -55,12 +53,11 @@ struct Pace {
 
 impl Pace {
     fn new(now: Instant) -> Self {
-        Self { rounds: 0, before: 0, applied: 0, began: now, busy: true, built: false, rests_until: now }
+        Self { before: 0, applied: 0, began: now, busy: true, built: false, rests_until: now }
     }
 
     /// A round over the shards begins.
     fn round(&mut self, now: Instant) {
-        self.rounds += 1;
         let entries = u128::from(self.applied.saturating_sub(self.before));
         let elapsed_ms = (now - self.began).as_millis().max(1);
         self.busy = entries * 1_000 >= elapsed_ms * BUSY_ENTRIES;
@@ -84,15 +81,6 @@ impl Pace {
     }
 }
 
-/// What a round did for a shard.
-#[derive(Default)]
-struct Done {
-    /// A rollup may have more to cover.
-    covered: bool,
-    /// Bytes of chunks whose rows were dropped.
-    dropped_bytes: u64,
-}
-
 /// Works until `stopped` resolves.
 pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool>) {
     let (mut dead_bytes, mut dropped_at) = (0, Instant::now());
@@ -100,21 +88,15 @@ pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool
     let mut flushed_at_bytes = 0;
     let mut pace = Pace::new(Instant::now());
     loop {
-        let mut more = false;
         pace.round(Instant::now());
         node.is_busy().store(pace.busy, Ordering::Relaxed);
         for (shard, keyspace) in node.open_shards() {
             match compact(&node, shard, keyspace, &mut pace).await {
-                Ok(done) => {
-                    more |= done.covered;
-                    if done.dropped_bytes > 0 {
-                        (dead_bytes, dropped_at) = (dead_bytes + done.dropped_bytes, Instant::now());
-                    }
-                }
+                Ok(0) => {}
+                Ok(dropped_bytes) => (dead_bytes, dropped_at) = (dead_bytes + dropped_bytes, Instant::now()),
                 Err(failure) => warn!(%shard, %failure, "compaction of a shard failed; it is tried again"),
             }
         }
-        more |= pace.built;
         if pace.sweeps(dead_bytes, dropped_at.elapsed()) {
             dead_bytes = 0;
             let engine = node.engine().clone();
@@ -141,18 +123,18 @@ pub async fn run(node: Arc<Node>, mut stopped: tokio::sync::watch::Receiver<bool
             warn!(%failure, "the log could not be cut; it is tried again");
         }
         tokio::select! {
-            () = tokio::time::sleep(if more { Duration::ZERO } else { ROUND }) => {}
+            () = tokio::time::sleep(if pace.built { Duration::ZERO } else { ROUND }) => {}
             _ = stopped.wait_for(|stopped| *stopped) => return,
         }
     }
 }
 
-/// Does what is chosen for a shard.
-async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mut Pace) -> anyhow::Result<Done> {
-    let mut done = Done::default();
+/// Does what is chosen for a shard; returns the bytes of chunks whose rows were dropped.
+async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mut Pace) -> anyhow::Result<u64> {
+    let mut dropped_bytes = 0;
     let view = match node.stale_view(shard) {
         // Nothing is applied here yet.
-        Err(error) if error.is_passing() => return Ok(done),
+        Err(error) if error.is_passing() => return Ok(0),
         view => view?,
     };
     pace.applied += view.state().applied;
@@ -192,7 +174,7 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
                 let committed = node.commit(shard, keyspace, commit).await?;
                 if committed {
                     let built = chunks.iter().filter(|chunk| (first.0..=last.0).contains(&chunk.id));
-                    done.dropped_bytes += built.map(|chunk| chunk.bytes).sum::<u64>();
+                    dropped_bytes += built.map(|chunk| chunk.bytes).sum::<u64>();
                 } else {
                     node.files().remove(keyspace, segment)?;
                 }
@@ -200,8 +182,6 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
             }
         }
     }
-    let rollups = view.rollups()?;
-    let first = if pace.rounds.is_multiple_of(2) { First::Covering } else { First::TakingOut };
     if node.leads(shard) {
         let (game, now) = (GameId(view.state().game), Hlc::from_millis(unix_ms()));
         if let Some(to) = compaction::gc_time(&node.config().compaction, view.state(), now) {
@@ -217,7 +197,7 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
             passing(node.tell_shard(shard, Body::DropBuckets(drop)).await)?;
         }
         let mut missing = node.missing_families(game, &view.families()?);
-        missing.extend(node.missing_rollups(game, &rollups));
+        missing.extend(node.missing_rollups(game, &view.rollups()?));
         match node.missing_event_id_window(game, view.state().event_ids).await {
             Err(failure) if failure.is_passing() => {}
             window => missing.extend(window?),
@@ -227,46 +207,12 @@ async fn compact(node: &Arc<Node>, shard: ShardId, keyspace: Keyspace, pace: &mu
             node.tell_shard(shard, body).await?;
         }
     }
-    done.covered = cover_next(node, shard, keyspace, &view, rollups, first).await?;
-    Ok(done)
+    Ok(dropped_bytes)
 }
 
 /// Takes what passes by itself as done: it is done in the next round.
 fn passing(done: Result<(), NodeError>) -> Result<(), NodeError> {
     done.or_else(|failure| if failure.is_passing() { Ok(()) } else { Err(failure) })
-}
-
-/// Covers the next source of each of a shard's rollups.
-///
-/// Returns whether anything was covered.
-async fn cover_next(
-    node: &Arc<Node>,
-    shard: ShardId,
-    keyspace: Keyspace,
-    view: &View,
-    rollups: Vec<Rollup>,
-    first: First,
-) -> anyhow::Result<bool> {
-    let mut covered = false;
-    for rollup in rollups {
-        let definition = Definition::parse(&rollup)?;
-        let view = view.clone();
-        let started = Instant::now();
-        let cover = match spawn_blocking(move || cover::prepare(&view, &definition, first)).await? {
-            Ok(Some(cover)) => cover,
-            Ok(None) => continue,
-            Err(failure) => {
-                // The others do not wait for it.
-                warn!(%shard, rollup = rollup.name, %failure, "a rollup could not be covered; it is tried again");
-                continue;
-            }
-        };
-        let (engine, through, cells) = (node.engine().clone(), cover.to.seq, cover.cells());
-        let committed = node.commit(shard, keyspace, move || cover::commit(&engine, keyspace, cover)).await?;
-        debug!(%shard, rollup = rollup.name, through, cells, committed, took = ?started.elapsed(), "covered");
-        covered |= committed;
-    }
-    Ok(covered)
 }
 
 /// Cuts every group's log below what survives a crash; flushes the engine first when the log has grown large.

@@ -23,7 +23,7 @@ pub use self::{
 };
 use crate::{
     Error, Result,
-    chunk::Run,
+    chunk::{EventRow, Run},
     engine::{Direction, Engine, Family, WriteBatch},
     key,
     segment::{SegmentFiles, SegmentWriter, has_file},
@@ -160,19 +160,37 @@ pub fn build_segment(
     let mut events = Vec::new();
     for (key, value) in &runs {
         for event in Run::of(key, value)? {
-            let event = event?;
-            events.push((Token::of(event.player), event));
+            events.push(event?);
         }
     }
-    events.sort_unstable_by_key(|(token, event)| (*token, event.player, event.time_ms, event.seq));
     let mut writer = SegmentWriter::new(&view.declared()?);
-    for (token, event) in &events {
-        writer.push(*token, event)?;
-    }
+    in_order(&events, Token::of, |token, event| writer.push(token, event))?;
     // The first chunk's id names the file: another attempt at the same chunks overwrites what a crash left.
     let id = SegmentId(first.0);
     let record = writer.finish(&files.path(keyspace, id), id)?;
     Ok(record::Segment { first_chunk: first.0, last_chunk: last.0, ..record })
+}
+
+/// Gives events, which are in order of seq, in that of a segment: (token, player, event time, seq).
+///
+/// What an event is lies anywhere in memory. So it is not looked at to be sorted: nearly always a token is of one player.
+fn in_order<'e>(
+    events: &[EventRow<'e>],
+    token: impl Fn(&str) -> Token,
+    mut take: impl FnMut(Token, &EventRow<'e>) -> Result<()>,
+) -> Result<()> {
+    let order = |(place, event): (usize, &EventRow<'_>)| (token(event.player), event.time_ms, place);
+    let mut order: Vec<_> = events.iter().enumerate().map(order).collect();
+    order.sort_unstable();
+    let player = |place: usize| events[place].player;
+    for alike in order.chunk_by_mut(|(one, ..), (other, ..)| one == other) {
+        let (token, _, first) = alike[0];
+        if alike.iter().any(|(.., place)| player(*place) != player(first)) {
+            alike.sort_unstable_by_key(|(_, time_ms, place)| (player(*place), *time_ms, *place));
+        }
+        alike.iter().try_for_each(|(.., place)| take(token, &events[*place]))?;
+    }
+    Ok(())
 }
 
 /// Puts a segment in the place of its chunks, in one write.
@@ -242,6 +260,9 @@ pub fn known_segments(
 
 #[cfg(test)]
 mod tests {
+    use galoo_proto::Seq;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn chunk(id: u64, bytes: u64, sealed_ms: u64) -> record::Chunk {
@@ -319,5 +340,25 @@ mod tests {
     fn an_empty_chunk_is_never_sealed() {
         let open = record::Chunk { id: 1, first_seq: 1, last_seq: 0, ..Default::default() };
         assert_eq!(choose(&Policy::default(), &open, &[], Hlc::from_millis(1 << 40)), vec![]);
+    }
+
+    proptest! {
+        /// Players who share a token stand beside each other, each by time.
+        #[test]
+        fn events_are_put_in_a_segments_order(events in prop::collection::vec((0u8..6, 0i64..4), 0..40)) {
+            let names: Vec<_> = events.iter().map(|(player, _)| format!("p{player}")).collect();
+            let rows: Vec<_> = (1..).zip(&names).zip(&events).map(|((seq, player), (_, time_ms))| EventRow {
+                player, time_ms: *time_ms, seq: Seq(seq), ingest: Hlc(0), event_type: "t", properties: "",
+            }).collect();
+            let token = |player: &str| Token(u64::from(player.as_bytes()[1] % 2));
+            let mut found = Vec::new();
+            in_order(&rows, token, |token, row| {
+                found.push((token, *row));
+                Ok(())
+            }).expect("takes all");
+            let mut expected: Vec<_> = rows.iter().map(|row| (token(row.player), *row)).collect();
+            expected.sort_by_key(|(token, row)| (*token, row.player, row.time_ms, row.seq));
+            prop_assert_eq!(found, expected);
+        }
     }
 }

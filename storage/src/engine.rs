@@ -10,7 +10,7 @@ mod manifest;
 pub mod memory;
 pub mod rocks;
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use galoo_proto::{Hlc, Keyspace};
 
@@ -138,6 +138,23 @@ pub trait Reader: Send + Sync {
     fn rows(&self, family: Family, range: Range<&[u8]>, direction: Direction) -> Result<Box<dyn Rows + '_>>;
 }
 
+/// What an engine holds in memory, and whether it keeps up with what is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Bytes of rows that are in no file yet.
+    pub memtable_bytes: u64,
+    /// Bytes of the blocks of files that are kept.
+    pub block_cache_bytes: u64,
+    /// Of these, bytes that readers hold at the moment.
+    pub pinned_bytes: u64,
+    /// Bytes that tell where blocks are, beside the cache.
+    pub table_reader_bytes: u64,
+    /// Writes wait until files are written.
+    pub writes_stopped: bool,
+    /// Bytes a second that writes are slowed down to; 0: they are not.
+    pub slowed_to: u64,
+}
+
 /// A store that can be written.
 pub trait Engine: Reader {
     /// Applies a batch atomically. It survives a crash only once flushed.
@@ -170,6 +187,17 @@ pub trait Engine: Reader {
 
     /// Returns a row's value as it would be read after a crash.
     fn get_persisted(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>>;
+
+    /// Lets snapshots go that are so old: whoever reads on in one is told [`crate::Error::SnapshotTooOld`], and files and
+    /// memory that it held are free. Returns the age of the oldest that is left.
+    fn let_go(&self, _age_max: Duration) -> Option<Duration> {
+        None
+    }
+
+    /// Returns what it holds in memory. Cheap.
+    fn load(&self) -> Result<Load> {
+        Ok(Load::default())
+    }
 }
 
 #[cfg(test)]
@@ -249,5 +277,40 @@ mod tests {
             assert_eq!(engine.get_persisted(Family::Meta, b"a").expect("get"), Some(b"1".to_vec()));
             assert_eq!(engine.get_persisted(Family::Chunks, b"b").expect("get"), Some(b"2".to_vec()));
         }
+    }
+
+    /// A read that lasts too long is told so, and holds nothing back any more; what it has begun to read it reads on.
+    #[test]
+    fn a_snapshot_that_is_too_old_is_let_go() {
+        let folder = tempfile::tempdir().expect("folder");
+        let engine = RocksEngine::open(folder.path(), &rocks::Options::default()).expect("open");
+        let put = |key: &[u8]| {
+            let mut batch = WriteBatch::default();
+            batch.put(Family::Cells, key.to_vec(), b"1".to_vec());
+            engine.write(batch).expect("writes");
+        };
+        put(b"a");
+        put(b"b");
+        let old = engine.snapshot();
+        let mark = engine.snapshot_mark();
+        let mut rows = old.rows(Family::Cells, b"a"..b"z", Direction::Forward).expect("begins");
+        assert!(rows.next().expect("reads").is_some());
+        assert!(engine.let_go(Duration::from_secs(3_600)).is_some(), "it is young");
+        old.get(Family::Cells, b"a").expect("reads");
+        put(b"c");
+        assert_eq!(engine.let_go(Duration::ZERO), None);
+        assert!(engine.has_snapshot_before(mark), "a read that has begun");
+        assert_eq!(rows.next().expect("reads on").map(|(key, _)| key.to_vec()), Some(b"b".to_vec()));
+        assert!(rows.next().expect("reads on").is_none(), "what came later");
+        drop(rows);
+        assert!(!engine.has_snapshot_before(mark));
+        let told = [
+            old.get(Family::Cells, b"a").map(drop),
+            old.get_many(Family::Cells, &[b"a".to_vec()]).map(drop),
+            old.rows(Family::Cells, b"a"..b"z", Direction::Forward).map(drop),
+        ];
+        assert!(told.iter().all(|told| matches!(told, Err(crate::Error::SnapshotTooOld { .. }))), "{told:?}");
+        let young = engine.snapshot();
+        assert!(young.get(Family::Cells, b"c").expect("reads").is_some());
     }
 }

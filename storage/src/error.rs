@@ -95,6 +95,12 @@ pub enum Error {
         /// The earliest that can be read.
         oldest: galoo_proto::Hlc,
     },
+    /// A read that lasted too long: what it saw is not kept any more.
+    #[error("the read began {} s ago, and what it saw is not kept any more; begin it again", age.as_secs())]
+    SnapshotTooOld {
+        /// When it began.
+        age: std::time::Duration,
+    },
     /// A cursor was not made by this store.
     #[error("cursor does not belong to this scan")]
     Cursor,

@@ -28,6 +28,11 @@ impl<K: Clone + Eq + Hash, V> Lru<K, V> {
         self.size
     }
 
+    /// What the sizes may be.
+    pub(crate) fn size_max(&self) -> usize {
+        self.size_max
+    }
+
     /// Uses a value.
     pub(crate) fn get(&mut self, key: &K) -> Option<&V> {
         self.uses += 1;

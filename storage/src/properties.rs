@@ -4,7 +4,9 @@
 //! which typed columns a segment gives the property, and at query time the one SQL type that holds every value exactly:
 //! integers widen to floats where every integer is exact as one, and anything else widens to text.
 
-use std::{borrow::Cow, collections::HashSet};
+mod members;
+
+use std::{borrow::Cow, collections::HashSet, fmt::Write as _};
 
 use galoo_proto::{
     limits::{EVENT_PROPERTIES_MAX, JSON_DEPTH_MAX, PROPERTY_NAME_BYTES_MAX},
@@ -12,6 +14,8 @@ use galoo_proto::{
 };
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
+
+pub use members::{Members, members};
 
 /// A union of kinds of values, one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -146,9 +150,9 @@ pub enum InvalidProperties {
 ///
 /// # Errors
 /// Returns what serde_json says of a text that is no JSON object.
-pub fn members<'a>(json: &'a str, visit: &mut dyn FnMut(Cow<'a, str>, &'a str)) -> serde_json::Result<()> {
-    struct Members<'v, 'a>(&'v mut dyn FnMut(Cow<'a, str>, &'a str));
-    impl<'a> Visitor<'a> for Members<'_, 'a> {
+fn checked_members<'a>(json: &'a str, visit: &mut dyn FnMut(Cow<'a, str>, &'a str)) -> serde_json::Result<()> {
+    struct Checked<'v, 'a>(&'v mut dyn FnMut(Cow<'a, str>, &'a str));
+    impl<'a> Visitor<'a> for Checked<'_, 'a> {
         type Value = ();
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("an object")
@@ -164,7 +168,7 @@ pub fn members<'a>(json: &'a str, visit: &mut dyn FnMut(Cow<'a, str>, &'a str)) 
         return Ok(());
     }
     let mut reader = serde_json::Deserializer::from_str(json);
-    reader.deserialize_map(Members(visit))?;
+    reader.deserialize_map(Checked(visit))?;
     reader.end()
 }
 
@@ -195,7 +199,7 @@ impl<'a> Visitor<'a> for Name {
 pub fn check(json: &str) -> Result<Vec<(Cow<'_, str>, Kinds)>, InvalidProperties> {
     let mut found: Vec<(Cow<'_, str>, Kinds)> = Vec::new();
     let mut bad = None;
-    let read = members(json, &mut |name, raw| {
+    let read = checked_members(json, &mut |name, raw| {
         if name.len() > PROPERTY_NAME_BYTES_MAX {
             bad.get_or_insert(InvalidProperties::NameTooLong(name.len()));
         } else if matches!(raw.as_bytes().first(), Some(b'{' | b'[')) && depth(raw) > JSON_DEPTH_MAX {
@@ -298,8 +302,14 @@ impl<'a> Property<'a> {
     /// Appends the value as JSON.
     pub fn write_json(&self, out: &mut String) {
         match self {
+            Self::String(text) if is_plain(text) => {
+                out.push('"');
+                out.push_str(text);
+                out.push('"');
+            }
             Self::String(text) => out.push_str(&json_string(text)),
             Self::Null => out.push_str("null"),
+            Self::Int(int) => drop(write!(out, "{int}")),
             _ => out.push_str(&self.text()),
         }
     }
@@ -316,6 +326,11 @@ impl<'a> Property<'a> {
             Self::Json(raw) => (*raw).into(),
         }
     }
+}
+
+/// Whether a string is the same in JSON, but for the quotes.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\')
 }
 
 /// Returns a string as JSON, quoted and escaped.

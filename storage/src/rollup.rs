@@ -24,6 +24,7 @@ pub mod definition;
 mod distinct;
 mod exact_sum;
 pub mod expiry;
+mod fold;
 pub mod mark;
 mod merged;
 pub mod partial;

@@ -252,6 +252,11 @@ impl View {
         Self { from_ms, hidden: Some(hidden), ..self.clone() }
     }
 
+    /// Whether both views of a shard at one moment read the same events.
+    pub(crate) fn reads_as(&self, other: &Self) -> bool {
+        self.from_ms == other.from_ms && self.hidden == other.hidden
+    }
+
     /// Forgotten players of whom the shard may still hold events.
     pub fn erasures(&self) -> Result<Arc<Erasures>> {
         if let Some(known) = self.erasures.get() {

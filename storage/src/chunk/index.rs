@@ -121,6 +121,11 @@ impl Default for ChunkIndexes {
 }
 
 impl ChunkIndexes {
+    /// Bytes that they take, about, and may take.
+    pub fn memory(&self) -> (usize, usize) {
+        (self.lock().size(), INDEXES_BYTES_MAX)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Lru<ChunkKey, Arc<Mutex<ChunkIndex>>>> {
         self.kept.lock().expect("nobody panics with the indexes in hand")
     }

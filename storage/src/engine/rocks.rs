@@ -6,7 +6,14 @@
 //! A compaction filter drops state that nobody can read any more; filters see no snapshots, so `super::gc` keeps what
 //! they read.
 
-use std::{collections::HashMap, ffi::CStr, ops::Range, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    ffi::CStr,
+    ops::Range,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+    time::{Duration, Instant},
+};
 
 use galoo_proto::{Hlc, Keyspace};
 use rocksdb::{
@@ -16,11 +23,12 @@ use rocksdb::{
     SnapshotWithThreadMode, UniversalCompactOptions, WriteOptions,
     compaction_filter::CompactionFilter,
     compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory},
+    properties,
 };
 use self_cell::self_cell;
 
 use super::{
-    Change, Direction, Engine, Family, Reader, Rows, WriteBatch,
+    Change, Direction, Engine, Family, Load, Reader, Rows, WriteBatch,
     gc::{GcTimes, Held},
     manifest,
 };
@@ -31,7 +39,8 @@ type Db = DBWithThreadMode<MultiThreaded>;
 /// Memory and threads of the engine.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Memtables of all families together, in bytes; beyond it the largest is flushed.
+    /// Memtables of all families together, in bytes; beyond it they are flushed. While files are written more slowly than
+    /// rows come they grow to a multiple of it, before writes wait ([`Engine::load`] tells).
     pub memtable_bytes_max: usize,
     /// Blocks of sorted files, in bytes; beyond it the least recently used are dropped.
     pub block_cache_bytes_max: usize,
@@ -49,7 +58,9 @@ impl Default for Options {
 #[derive(Clone)]
 pub struct RocksEngine {
     db: Arc<Db>,
+    cache: Cache,
     gc_times: Arc<GcTimes>,
+    snapshots: Arc<Mutex<Snapshots>>,
 }
 
 impl From<rocksdb::Error> for Error {
@@ -58,6 +69,11 @@ impl From<rocksdb::Error> for Error {
     }
 }
 
+/// Bytes of a family's memtable at which the next one is begun, at least: of a large budget a quarter.
+const MEMTABLE_BYTES_MIN: usize = 64 << 20;
+/// A family's memtables at which RocksDB holds writes up: a multiple of the budget, so that whoever asks for the load is told
+/// long before.
+const MEMTABLES_MAX: i32 = 12;
 /// Bytes of rows that are scrubbed at a time.
 const SCRUB_BYTES: usize = 1 << 20;
 /// Files with state are rewritten at the latest when they are so old, so that what was deleted goes also where nobody
@@ -102,7 +118,12 @@ impl CompactionFilter for Collection {
     }
 }
 
-fn family_options(family: Family, cache: &Cache, gc_times: &Arc<GcTimes>) -> rocksdb::Options {
+fn family_options(
+    family: Family,
+    memtable_bytes_max: usize,
+    cache: &Cache,
+    gc_times: &Arc<GcTimes>,
+) -> rocksdb::Options {
     let mut options = rocksdb::Options::default();
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
@@ -111,8 +132,8 @@ fn family_options(family: Family, cache: &Cache, gc_times: &Arc<GcTimes>) -> roc
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     table.set_block_size(16 << 10);
     options.set_compression_type(DBCompressionType::Lz4);
-    options.set_max_write_buffer_number(4);
-    options.set_write_buffer_size(64 << 20);
+    options.set_max_write_buffer_number(MEMTABLES_MAX);
+    options.set_write_buffer_size(MEMTABLE_BYTES_MIN.max(memtable_bytes_max / 4));
     match family {
         Family::Cells | Family::History => {
             filter(&mut table);
@@ -161,26 +182,31 @@ impl RocksEngine {
         database.set_keep_log_file_num(4);
         database.set_max_open_files(1024);
         database.set_bytes_per_sync(1 << 20);
+        // By default 4 MiB, whatever it holds.
+        database.set_manifest_preallocation_size(256 << 10);
         database.set_paranoid_checks(true);
-        let gc_times = Arc::<GcTimes>::default();
-        let db = Db::open_cf_descriptors(&database, folder, families(options, &gc_times))?;
-        Ok(Self { db: Arc::new(db), gc_times })
+        let (cache, gc_times) = (Cache::new_lru_cache(options.block_cache_bytes_max), Arc::default());
+        let db = Db::open_cf_descriptors(&database, folder, families(options, &cache, &gc_times))?;
+        Ok(Self { db: Arc::new(db), cache, gc_times, snapshots: Arc::default() })
     }
 
     /// Opens the database in a folder to look into it: nothing there is changed, and writing fails.
     pub fn open_read_only(folder: &Path) -> Result<Self> {
         manifest::check(folder)?;
-        let (options, gc_times) = (Options::default(), Arc::<GcTimes>::default());
-        let database = rocksdb::Options::default();
-        let db = Db::open_cf_descriptors_read_only(&database, folder, families(&options, &gc_times), false)?;
-        Ok(Self { db: Arc::new(db), gc_times })
+        let options = Options::default();
+        let (cache, gc_times) = (Cache::new_lru_cache(options.block_cache_bytes_max), Arc::default());
+        let families = families(&options, &cache, &gc_times);
+        let db = Db::open_cf_descriptors_read_only(&rocksdb::Options::default(), folder, families, false)?;
+        Ok(Self { db: Arc::new(db), cache, gc_times, snapshots: Arc::default() })
     }
 }
 
 /// All families, and the one that every database has.
-fn families(options: &Options, gc_times: &Arc<GcTimes>) -> Vec<ColumnFamilyDescriptor> {
-    let cache = Cache::new_lru_cache(options.block_cache_bytes_max);
-    let of = |family: Family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache, gc_times));
+fn families(options: &Options, cache: &Cache, gc_times: &Arc<GcTimes>) -> Vec<ColumnFamilyDescriptor> {
+    let of = |family: Family| {
+        let options = family_options(family, options.memtable_bytes_max, cache, gc_times);
+        ColumnFamilyDescriptor::new(family.name(), options)
+    };
     let default = ColumnFamilyDescriptor::new("default", rocksdb::Options::default());
     Family::ALL.map(of).into_iter().chain([default]).collect()
 }
@@ -270,7 +296,24 @@ impl Engine for RocksEngine {
 
     fn snapshot(&self) -> Arc<dyn Reader> {
         let held = self.gc_times.hold();
-        Arc::new(HeldSnapshot { snapshot: OwnedSnapshot::new(self.db.clone(), |db| db.snapshot()), _held: held })
+        let snapshot = OwnedSnapshot::new(self.db.clone(), |db| db.snapshot());
+        let seen = Arc::new(Seen { snapshot, _held: held });
+        let kept = Arc::new(Kept { taken: Instant::now(), seen: RwLock::new(Some(seen)) });
+        let mut all = lock(&self.snapshots);
+        let number = all.next;
+        all.next += 1;
+        all.living.insert(number, Arc::downgrade(&kept));
+        Arc::new(HeldSnapshot { number, kept, all: self.snapshots.clone() })
+    }
+
+    fn let_go(&self, age_max: Duration) -> Option<Duration> {
+        // Whatever goes is dropped when nobody holds the list.
+        let living: Vec<_> = lock(&self.snapshots).living.values().filter_map(Weak::upgrade).collect();
+        let (old, young): (Vec<_>, Vec<_>) = living.into_iter().partition(|kept| kept.taken.elapsed() >= age_max);
+        for kept in old {
+            drop(kept.seen.write().unwrap_or_else(PoisonError::into_inner).take());
+        }
+        young.iter().map(|kept| kept.taken.elapsed()).max()
     }
 
     fn flush(&self) -> Result<()> {
@@ -335,6 +378,21 @@ impl Engine for RocksEngine {
         options.set_read_tier(ReadTier::Persisted);
         Ok(self.db.get_cf_opt(&handle(&self.db, family), key, &options)?)
     }
+
+    fn load(&self) -> Result<Load> {
+        let all = |property: &std::ffi::CStr| -> Result<u64> {
+            let of = |family| Ok(self.db.property_int_value_cf(&handle(&self.db, family), property)?.unwrap_or(0));
+            Family::ALL.into_iter().map(of).sum()
+        };
+        Ok(Load {
+            memtable_bytes: all(properties::CUR_SIZE_ALL_MEM_TABLES)?,
+            block_cache_bytes: self.cache.get_usage() as u64,
+            pinned_bytes: self.cache.get_pinned_usage() as u64,
+            table_reader_bytes: all(properties::ESTIMATE_TABLE_READERS_MEM)?,
+            writes_stopped: self.db.property_int_value(properties::IS_WRITE_STOPPED)?.unwrap_or(0) > 0,
+            slowed_to: self.db.property_int_value(properties::ACTUAL_DELAYED_WRITE_RATE)?.unwrap_or(0),
+        })
+    }
 }
 
 type Snapshot<'a> = SnapshotWithThreadMode<'a, Db>;
@@ -347,19 +405,72 @@ self_cell!(
     }
 );
 
-/// A snapshot that keeps what it sees.
-struct HeldSnapshot {
+/// Living snapshots by number.
+#[derive(Default)]
+struct Snapshots {
+    next: u64,
+    living: HashMap<u64, Weak<Kept>>,
+}
+
+fn lock(snapshots: &Mutex<Snapshots>) -> MutexGuard<'_, Snapshots> {
+    snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A snapshot, with what it holds back.
+struct Seen {
     snapshot: OwnedSnapshot,
     _held: Held,
 }
 
+/// A snapshot until it is let go; reads that have begun go on.
+struct Kept {
+    taken: Instant,
+    seen: RwLock<Option<Arc<Seen>>>,
+}
+
+/// A snapshot that keeps what it sees.
+struct HeldSnapshot {
+    number: u64,
+    kept: Arc<Kept>,
+    all: Arc<Mutex<Snapshots>>,
+}
+
+impl Drop for HeldSnapshot {
+    fn drop(&mut self) {
+        lock(&self.all).living.remove(&self.number);
+    }
+}
+
+impl HeldSnapshot {
+    fn seen(&self) -> Result<Arc<Seen>> {
+        let seen = self.kept.seen.read().unwrap_or_else(PoisonError::into_inner);
+        seen.clone().ok_or_else(|| Error::SnapshotTooOld { age: self.kept.taken.elapsed() })
+    }
+}
+
+type BoxedRows<'a> = Box<dyn Rows + 'a>;
+
+self_cell!(
+    struct SeenRows {
+        owner: Arc<Seen>,
+        #[not_covariant]
+        dependent: BoxedRows,
+    }
+);
+
+impl Rows for SeenRows {
+    fn next(&mut self) -> Result<Option<(&[u8], &[u8])>> {
+        self.with_dependent_mut(|_, rows| rows.next())
+    }
+}
+
 impl Reader for HeldSnapshot {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.snapshot.with_dependent(|db, snapshot| Ok(snapshot.get_cf(&handle(db, family), key)?))
+        self.seen()?.snapshot.with_dependent(|db, snapshot| Ok(snapshot.get_cf(&handle(db, family), key)?))
     }
 
     fn get_many(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>> {
-        self.snapshot.with_dependent(|db, snapshot| {
+        self.seen()?.snapshot.with_dependent(|db, snapshot| {
             let family = handle(db, family);
             let found = snapshot.multi_get_cf(keys.iter().map(|key| (&family, key)));
             Ok(found.into_iter().collect::<Result<_, rocksdb::Error>>()?)
@@ -371,9 +482,12 @@ impl Reader for HeldSnapshot {
             return Ok(Box::new(NoRows));
         }
         let range = range.start.to_vec()..range.end.to_vec();
-        self.snapshot.with_dependent(|db, snapshot| {
-            let iterator = snapshot.raw_iterator_cf_opt(&handle(db, family), read_options(&range));
-            Ok(Box::new(IteratorRows { iterator, range, direction, started: false }) as Box<dyn Rows>)
-        })
+        let rows = SeenRows::new(self.seen()?, |seen| {
+            seen.snapshot.with_dependent(|db, snapshot| {
+                let iterator = snapshot.raw_iterator_cf_opt(&handle(db, family), read_options(&range));
+                Box::new(IteratorRows { iterator, range: range.clone(), direction, started: false }) as BoxedRows<'_>
+            })
+        });
+        Ok(Box::new(rows))
     }
 }

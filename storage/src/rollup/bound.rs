@@ -24,8 +24,8 @@ fn hash(place: &[u8]) -> u64 {
     xxh3_64(&place[BUCKET_BYTES..])
 }
 
-/// Cells by place.
-pub(super) type Cells = HashMap<Vec<u8>, Cell>;
+/// Cells by place. A fold looks one up for every event.
+pub(super) type Cells = HashMap<Vec<u8>, Cell, foldhash::fast::RandomState>;
 
 /// Adds a cell to what is there.
 pub(super) fn add(cells: &mut Cells, place: Vec<u8>, cell: Cell) {
@@ -58,7 +58,7 @@ mod tests {
     use crate::rollup::cell::{push_int, start_place};
 
     fn cells(groups: &[(i64, i64)]) -> Cells {
-        let mut cells = Cells::new();
+        let mut cells = Cells::default();
         for (bucket, group) in groups {
             let mut place = Vec::new();
             start_place(&mut place, 0, *bucket);
@@ -78,7 +78,7 @@ mod tests {
             let all: Vec<_> = parts.concat();
             let mut expected = cells(&all);
             bound(&mut expected, groups_max);
-            let mut merged = Cells::new();
+            let mut merged = Cells::default();
             for part in parts.iter().rev() {
                 let mut part = cells(part);
                 bound(&mut part, groups_max);

@@ -19,7 +19,12 @@ use super::{
     partial::Partial,
     read::Slice,
 };
-use crate::{Result, lru::Lru, view::Source};
+use crate::{
+    Result,
+    erasure::ALWAYS,
+    lru::Lru,
+    view::{EventFilter, Source},
+};
 
 /// An entry's share of the bound beside its cells, so that their number is bounded too.
 const ENTRY_BYTES: usize = 1 << 10;
@@ -100,6 +105,12 @@ impl RollupCache {
         Self { merged_bytes_max: limits.merged_bytes_max, kept: Mutex::new(Lru::new(limits.bytes_max)) }
     }
 
+    /// Bytes that it holds, about, and may hold.
+    pub fn memory(&self) -> (usize, usize) {
+        let kept = self.lock();
+        (kept.size(), kept.size_max())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Lru<Key, Value>> {
         self.kept.lock().expect("nobody panics with the cache in hand")
     }
@@ -135,7 +146,8 @@ impl RollupCache {
             return Ok(known);
         }
         let mut partial = Partial::clone(&known);
-        partial.fold_all(definition, shard, source, through + 1..=last, usize::MAX)?;
+        let filter = EventFilter { seqs: through + 1..=last, time_ms: ALWAYS, ..EventFilter::default() };
+        partial.fold(definition, &shard.events, source, filter, usize::MAX)?;
         let partial = Arc::new(partial);
         let is_newer = |there: &Value| matches!(there, Value::Partial(through, _) if *through >= last);
         self.put(key, Value::Partial(last, partial.clone()), is_newer);

@@ -114,6 +114,11 @@ impl Counted {
         views.iter().map(|view| Self::open(view, definition)).collect()
     }
 
+    /// Whether another rollup counts the same events of the same shard behind the same mark.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.mark.seq == other.mark.seq && self.events.reads_as(&other.events)
+    }
+
     /// Whether a tier keeps the bucket of a place.
     pub(super) fn keeps(&self, tier: usize, place: &[u8]) -> bool {
         self.kept_from[tier].is_none_or(|from_ms| bucket_of(place).is_some_and(|bucket| bucket >= from_ms))

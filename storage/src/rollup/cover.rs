@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    ops::Range,
+    ops::{ControlFlow, Range, RangeInclusive},
     sync::Arc,
 };
 
@@ -14,15 +14,18 @@ use super::{
     bound::{Cells, add, surplus},
     cell::{BUCKET_BYTES, Cell, bucket_bytes, other_place},
     counted::Counted,
-    expiry, mark,
+    expiry,
+    fold::fold,
+    mark,
     partial::Partial,
     settle::{self, Changes},
 };
 use crate::{
     Result,
     engine::{Direction, Engine, Family, WriteBatch},
+    erasure::ALWAYS,
     key, shard,
-    view::View,
+    view::{EventFilter, Source, View},
 };
 
 /// Cells to write, made from one view, and the mark that they were made at.
@@ -51,19 +54,15 @@ impl Cover {
         Self { rollup: definition.id, mark, erased, to, cells }
     }
 
+    /// The rollup.
+    pub fn rollup(&self) -> RollupId {
+        self.rollup
+    }
+
     /// Cells that it writes.
     pub fn cells(&self) -> usize {
         self.cells.len()
     }
-}
-
-/// Works out what is next for a rollup's cells: it settles what it owes ([`settle`]), or lets go of cells that are too old
-/// ([`expiry`]), or folds the first chunk or segment behind its mark that will not grow, or a part of it, and adds the cells that
-/// are there. Either may be much: who does both in turn keeps neither waiting.
-///
-/// Returns `None` when there is nothing to do. Nothing is written: see [`commit`].
-pub fn prepare(view: &View, definition: &Definition, first: First) -> Result<Option<Cover>> {
-    prepare_within(view, definition, first, &Piece::default())
 }
 
 /// What is done before the other.
@@ -90,53 +89,166 @@ impl Default for Piece {
     }
 }
 
-/// As [`prepare`], with another bound.
-pub fn prepare_within(view: &View, definition: &Definition, first: First, piece: &Piece) -> Result<Option<Cover>> {
-    let shard = Counted::open(view, definition)?;
-    let covered = || cover_next(&shard, definition, piece.bytes);
-    if first == First::Covering
-        && let Some(cover) = covered()?
-    {
-        return Ok(Some(cover));
+/// Works out what is next for the cells of rollups: each settles what it owes ([`settle`]), or lets go of cells that are too
+/// old ([`expiry`]), or folds the first chunk or segment behind its mark that will not grow, or a part of it, and adds the cells
+/// that are there. Either may be much: who does both in turn keeps neither waiting. Rollups with the same mark read the
+/// events behind it in one pass.
+///
+/// `take` is given what was worked out or failed, by rollup, as soon as it is there, so that it does not pile up; nothing of a
+/// rollup that has nothing to do. When it breaks, nothing more is worked out. Nothing is written: see [`commit`].
+pub fn prepare(view: &View, definitions: &[Definition], first: First, piece: &Piece, take: Take<'_>) {
+    let _ = prepare_each(view, definitions, first, piece, take);
+}
+
+/// As [`prepare`], of one rollup.
+pub fn prepare_one(view: &View, definition: &Definition, first: First, piece: &Piece) -> Result<Option<Cover>> {
+    let mut next = None;
+    prepare(view, std::slice::from_ref(definition), first, piece, &mut |_, cover| {
+        next = Some(cover);
+        ControlFlow::Break(())
+    });
+    next.transpose()
+}
+
+/// Takes what is next for a rollup.
+pub type Take<'t> = &'t mut dyn FnMut(RollupId, Result<Cover>) -> ControlFlow<()>;
+
+/// A rollup with the shard as it counts it.
+struct Behind<'d> {
+    definition: &'d Definition,
+    shard: Counted,
+}
+
+fn prepare_each(
+    view: &View,
+    definitions: &[Definition],
+    first: First,
+    piece: &Piece,
+    take: Take<'_>,
+) -> ControlFlow<()> {
+    let mut rollups = Vec::new();
+    for definition in definitions {
+        match Counted::open(view, definition) {
+            Ok(shard) => rollups.push(Behind { definition, shard }),
+            Err(error) => take(definition.id, Err(error))?,
+        }
     }
-    if let Some(cover) = settle::prepare(&shard, definition, piece)? {
-        return Ok(Some(cover));
-    }
-    match expiry::sweep(&shard, definition, piece.cells)? {
-        None if first == First::TakingOut => covered(),
-        swept => Ok(swept),
+    match first {
+        First::Covering => {
+            let idle = cover(rollups, piece, take)?;
+            take_out(idle, piece, take).map_continue(drop)
+        }
+        First::TakingOut => {
+            let idle = take_out(rollups, piece, take)?;
+            cover(idle, piece, take).map_continue(drop)
+        }
     }
 }
 
-fn cover_next(shard: &Counted, definition: &Definition, bytes_max: usize) -> Result<Option<Cover>> {
-    let (view, mark) = (&shard.view, &shard.mark);
-    let behind = view.sources_behind(Seq(mark.seq))?;
-    let Some(source) = behind.iter().find(|source| !view.grows(source)) else { return Ok(None) };
-    let (mut through, mut partial) = (source.last_seq().0, Partial::default());
-    while !partial.fold_all(definition, shard, source, mark.seq + 1..=through, bytes_max)? {
-        // Half of it may be little enough; one event always is.
-        through = mark.seq + (through - mark.seq).div_ceil(2);
-        partial = Partial::default();
-    }
-    let mut changes = HashMap::new();
-    for tier in 0..definition.tiers.len() {
-        let stored = Stored::of(view, definition, tier);
-        let mut changed = Cells::new();
-        for (place, cell) in partial.of_tier(definition, tier).cells().filter(|(place, _)| shard.keeps(tier, place)) {
-            let mut cell = cell.clone();
-            if let Some(known) = stored.cell(place)? {
-                cell.merge(&known);
-            }
-            changed.insert(place.clone(), cell);
+/// Settles and sweeps; goes on with the rollups that have nothing of either to do.
+fn take_out<'d>(rollups: Vec<Behind<'d>>, piece: &Piece, take: Take<'_>) -> ControlFlow<(), Vec<Behind<'d>>> {
+    let next = |Behind { definition, shard }: &Behind<'_>| match settle::prepare(shard, definition, piece)? {
+        None => expiry::sweep(shard, definition, piece.cells),
+        settled => Ok(settled),
+    };
+    each(rollups, next, take)
+}
+
+/// Does what is next for each rollup; goes on with those for which nothing is.
+fn each<'d>(
+    rollups: Vec<Behind<'d>>,
+    next: impl Fn(&Behind<'_>) -> Result<Option<Cover>>,
+    take: Take<'_>,
+) -> ControlFlow<(), Vec<Behind<'d>>> {
+    let mut idle = Vec::new();
+    for rollup in rollups {
+        match next(&rollup).transpose() {
+            None => idle.push(rollup),
+            Some(cover) => take(rollup.definition.id, cover)?,
         }
-        let gone = match definition.groups_max {
-            Some(groups_max) => stored.bound(&mut changed, groups_max)?,
-            None => Vec::new(),
-        };
-        changes.extend(changed.into_iter().map(|(place, cell)| (stored.key(&place), Some(cell))));
-        changes.extend(gone.into_iter().map(|place| (stored.key(&place), None)));
     }
-    Ok(Some(Cover::new(definition, view, mark.clone(), RollupMark { seq: through, ..mark.clone() }, changes)))
+    ControlFlow::Continue(idle)
+}
+
+/// Covers; goes on with the rollups behind which there is nothing to cover.
+fn cover<'d>(mut rollups: Vec<Behind<'d>>, piece: &Piece, take: Take<'_>) -> ControlFlow<(), Vec<Behind<'d>>> {
+    let mut idle = Vec::new();
+    while let Some(next) = rollups.pop() {
+        let (mut alike, others): (Vec<_>, Vec<_>) = rollups.into_iter().partition(|one| one.shard.is_like(&next.shard));
+        rollups = others;
+        alike.push(next);
+        match cover_alike(&alike, piece.bytes) {
+            Ok(covers) if covers.is_empty() => idle.append(&mut alike),
+            Ok(covers) => covers.into_iter().try_for_each(|cover| take(cover.rollup, Ok(cover)))?,
+            // One that fails by itself keeps none of the others waiting.
+            Err(_) if alike.len() > 1 => {
+                let alone = |rollup: &Behind<'_>| Ok(cover_alike(std::slice::from_ref(rollup), piece.bytes)?.pop());
+                idle.append(&mut each(alike, alone, take)?);
+            }
+            Err(error) => take(alike[0].definition.id, Err(error))?,
+        }
+    }
+    ControlFlow::Continue(idle)
+}
+
+/// Covers what is next behind the mark of rollups that count the same; nothing if nothing is.
+fn cover_alike(rollups: &[Behind<'_>], bytes_max: usize) -> Result<Vec<Cover>> {
+    let Some(Behind { shard, .. }) = rollups.first() else { return Ok(Vec::new()) };
+    let (view, first) = (&shard.view, shard.mark.seq + 1);
+    let behind = view.sources_behind(Seq(shard.mark.seq))?;
+    let Some(source) = behind.iter().find(|source| !view.grows(source)) else { return Ok(Vec::new()) };
+    let mut last = source.last_seq().0;
+    loop {
+        // One event is little enough, whatever it takes.
+        let bytes_max = if last == first { usize::MAX } else { bytes_max };
+        if let Some(partials) = fold_piece(rollups, source, first..=last, bytes_max)? {
+            let covers = rollups.iter().zip(&partials);
+            return covers.map(|(rollup, partial)| rollup.cover(partial, last)).collect();
+        }
+        last = first + (last - first) / 2;
+    }
+}
+
+/// The partials of some events of a source; `None` if they take more than `bytes_max` in memory.
+fn fold_piece(
+    rollups: &[Behind<'_>],
+    source: &Source,
+    seqs: RangeInclusive<u64>,
+    bytes_max: usize,
+) -> Result<Option<Vec<Partial>>> {
+    let Some(Behind { shard, .. }) = rollups.first() else { return Ok(None) };
+    let mut partials = vec![Partial::default(); rollups.len()];
+    let mut each: Vec<_> = rollups.iter().map(|rollup| rollup.definition).zip(&mut partials).collect();
+    let filter = EventFilter { seqs, time_ms: ALWAYS, ..EventFilter::default() };
+    let fits = fold(&mut each, &shard.events, source, filter, bytes_max)?;
+    Ok(fits.then_some(partials))
+}
+
+impl Behind<'_> {
+    /// Adds a partial of the events behind the mark, through a seq, to the cells.
+    fn cover(&self, partial: &Partial, through: u64) -> Result<Cover> {
+        let (Self { definition, shard }, mut changes) = (self, HashMap::new());
+        for tier in 0..definition.tiers.len() {
+            let stored = Stored::of(&shard.view, definition, tier);
+            let mut changed = Cells::default();
+            for (place, cell) in partial.of_tier(definition, tier).cells().filter(|(place, _)| shard.keeps(tier, place))
+            {
+                let mut cell = cell.clone();
+                if let Some(known) = stored.cell(place)? {
+                    cell.merge(&known);
+                }
+                changed.insert(place.clone(), cell);
+            }
+            let gone = match definition.groups_max {
+                Some(groups_max) => stored.bound(&mut changed, groups_max)?,
+                None => Vec::new(),
+            };
+            changes.extend(changed.into_iter().map(|(place, cell)| (stored.key(&place), Some(cell))));
+            changes.extend(gone.into_iter().map(|place| (stored.key(&place), None)));
+        }
+        let (mark, to) = (shard.mark.clone(), RollupMark { seq: through, ..shard.mark.clone() });
+        Ok(Cover::new(definition, &shard.view, mark, to, changes))
+    }
 }
 
 /// A tier's cells that are there.

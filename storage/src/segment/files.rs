@@ -20,8 +20,11 @@ use super::{
 };
 use crate::{Error, Result, lru::Lru};
 
-/// Segments that are kept open; beyond it the one used longest ago is closed (a reader that holds it goes on).
-const OPEN_SEGMENTS_MAX: usize = 4_096;
+/// Bytes that open segments take: what tells where their pages are. Beyond it the one used longest ago is closed (a reader
+/// that holds it goes on).
+const OPEN_BYTES_MAX: usize = 128 << 20;
+/// An open segment's share of the bound beside its footer, so that their number is bounded too: each is a map of the process.
+const OPEN_BYTES: usize = 32 << 10;
 
 /// All segments of a node, in `FOLDER/k<keyspace>/<segment>.parquet`.
 pub struct SegmentFiles {
@@ -39,7 +42,7 @@ impl SegmentFiles {
         fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))?;
         Ok(Self {
             folder: folder.to_owned(),
-            open: Mutex::new(Lru::new(OPEN_SEGMENTS_MAX)),
+            open: Mutex::new(Lru::new(OPEN_BYTES_MAX)),
             quarantine: Arc::default(),
             reads: Arc::default(),
         })
@@ -48,6 +51,11 @@ impl SegmentFiles {
     /// Pieces of files that were read so far: pages, and what tells where they are.
     pub fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that open segments take, about, and may take.
+    pub fn memory(&self) -> (usize, usize) {
+        (self.lock().size(), OPEN_BYTES_MAX)
     }
 
     /// Returns a segment's path.
@@ -62,7 +70,7 @@ impl SegmentFiles {
             return Ok(file.clone());
         }
         let file = self.open_anew(keyspace, record)?;
-        self.lock().put((keyspace, id), file.clone(), 1);
+        self.lock().put((keyspace, id), file.clone(), OPEN_BYTES + file.memory_bytes());
         Ok(file)
     }
 

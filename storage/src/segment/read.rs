@@ -7,6 +7,7 @@ use std::{
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray},
+    compute::filter_record_batch,
     datatypes::{Field, Int64Type, Schema},
     error::ArrowError,
     record_batch::RecordBatch,
@@ -66,6 +67,11 @@ impl SegmentFile {
             seqs: (record.first_seq, record.last_seq),
             times_ms: (record.time_min_ms, record.time_max_ms),
         })
+    }
+
+    /// Bytes that its footer and its index of pages take, about.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.metadata.metadata().memory_size()
     }
 
     /// What reads the whole file.
@@ -247,6 +253,8 @@ pub(super) fn visible(hidden: &Erasures, found: &RecordBatch) -> Result<BooleanA
 /// The matching rows of a segment, in the file's columns.
 pub struct SegmentScan {
     batches: Option<ParquetRecordBatchReader>,
+    /// Players who are wanted: another one may have the same token.
+    players: Option<Vec<String>>,
 }
 
 impl SegmentScan {
@@ -271,20 +279,20 @@ impl SegmentScan {
         };
         if let Some(players) = &filter.players {
             if !file.may_hold(players)? {
-                return Ok(Self { batches: None });
+                return Ok(Self { batches: None, players: None });
             }
             // Tokens are stored as the bits of a u64, and a page's bounds are signed: a page across the sign's change has wide
             // bounds and is read for nothing, but no page that holds the token is ever left out.
             let tokens: Vec<u64> = players.iter().map(|player| Token::of(player).0).collect();
-            narrow(file.pages(names::TOKEN, move |min, max| {
+            narrow(file.pages(names::TOKEN, |min, max| {
                 tokens.iter().any(|token| (min..=max).contains(&token.cast_signed()))
             })?);
-            let players = players.clone();
+            // Numbers are compared faster than names, which are looked at in what is found.
             filter_on(
-                names::PLAYER_ID,
+                names::TOKEN,
                 Box::new(move |found| {
-                    let found = found.as_string_view().iter();
-                    found.map(|player| Some(player.is_some_and(|player| players.iter().any(|p| p == player)))).collect()
+                    let found = found.as_primitive::<Int64Type>();
+                    BooleanArray::from_unary(found, |found| tokens.iter().any(|token| token.cast_signed() == found))
                 }),
             );
         }
@@ -338,7 +346,7 @@ impl SegmentScan {
                 if condition.holds(None) {
                     continue;
                 }
-                return Ok(Self { batches: None });
+                return Ok(Self { batches: None, players: None });
             }
             let condition = condition.clone();
             let takes = move |found: RecordBatch| {
@@ -346,20 +354,24 @@ impl SegmentScan {
             };
             predicates.push(Box::new(ArrowPredicateFn::new(file.mask(&wanted), takes)));
         }
+        let mut stored = file.stored_columns(columns);
+        if filter.players.is_some() {
+            stored.push(names::PLAYER_ID.to_owned());
+        }
         let mut builder =
             ParquetRecordBatchReaderBuilder::new_with_metadata(file.blocks.clone(), file.metadata.clone())
                 .with_batch_size(BATCH_ROWS)
-                .with_projection(file.mask(&file.stored_columns(columns)));
+                .with_projection(file.mask(&stored));
         if let Some(selection) = selection {
             if !selection.selects_any() {
-                return Ok(Self { batches: None });
+                return Ok(Self { batches: None, players: None });
             }
             builder = builder.with_row_selection(selection);
         }
         if !predicates.is_empty() {
             builder = builder.with_row_filter(RowFilter::new(predicates));
         }
-        Ok(Self { batches: Some(builder.build()?) })
+        Ok(Self { batches: Some(builder.build()?), players: filter.players.clone() })
     }
 }
 
@@ -367,6 +379,16 @@ impl Iterator for SegmentScan {
     type Item = Result<RecordBatch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        Some(self.batches.as_mut()?.next()?.map_err(Into::into))
+        let found = self.batches.as_mut()?.next()?;
+        Some(found.and_then(|found| of_players(found, self.players.as_deref())).map_err(Into::into))
     }
+}
+
+/// The rows of some players.
+fn of_players(found: RecordBatch, players: Option<&[String]>) -> Result<RecordBatch, ArrowError> {
+    let (Some(players), Some(names)) = (players, found.column_by_name(names::PLAYER_ID)) else { return Ok(found) };
+    let names = names.as_string_view().iter();
+    let wanted: BooleanArray =
+        names.map(|name| Some(name.is_some_and(|name| players.iter().any(|player| player == name)))).collect();
+    if wanted.true_count() == found.num_rows() { Ok(found) } else { filter_record_batch(&found, &wanted) }
 }

@@ -36,8 +36,14 @@ use crate::{
     properties::{self, ColumnType, Property, json_string},
 };
 
-/// Rows of a page, at most: what a reader decodes to find one player.
-const PAGE_ROWS_MAX: usize = 8_192;
+/// Rows of a page, at most: what a reader decodes to find one player. A player has few events in a new segment, so that
+/// most of a page is decoded for nothing.
+const PAGE_ROWS_MAX: usize = 2_048;
+/// The same of a merged segment: smaller pages take more room.
+const MERGED_PAGE_ROWS_MAX: usize = 8_192;
+/// Bytes of a column's dictionary, at most: whoever reads one page of a row group decodes it too. A column with more
+/// different values goes on without.
+const DICTIONARY_BYTES_MAX: usize = 64 << 10;
 /// Rows of a row group of a merged segment, at most: its pages are held in memory until it ends.
 const GROUP_ROWS_MAX: usize = 1 << 20;
 
@@ -177,21 +183,25 @@ impl SegmentWriter {
     }
 
     fn push_properties(&mut self, json: &str, before: usize) -> Result<()> {
-        let mut failure = Ok(());
         let mut extra = String::new();
         let (places, columns, declared) = (&mut self.places, &mut self.columns, &self.declared);
-        let read = properties::members(json, &mut |name, raw| {
-            let Some(value) = Property::parse(raw) else { return };
+        for member in properties::members(json) {
+            let (name, raw) = member?;
+            let Some(value) = Property::parse(raw) else { continue };
             let mut keep_beside = || {
                 let separator = if extra.is_empty() { "" } else { "," };
                 extra.push_str(&format!("{separator}{}:{raw}", json_string(&name)));
             };
             if declared.get(name.as_ref()).is_some_and(|column| !value.kind().within(column.kinds())) {
-                return keep_beside();
+                keep_beside();
+                continue;
             }
             let place = match places.get(name.as_ref()) {
                 Some(place) => *place,
-                None if columns.len() as u64 >= PROPERTIES_MAX => return keep_beside(),
+                None if columns.len() as u64 >= PROPERTIES_MAX => {
+                    keep_beside();
+                    continue;
+                }
                 None => {
                     places.insert(name.clone().into_owned(), columns.len());
                     columns.push((name.into_owned(), Vec::new()));
@@ -205,12 +215,8 @@ impl SegmentWriter {
             });
             let column = &mut kinds[at].1;
             column.pad(before);
-            if let Err(error) = column.append(&value) {
-                failure = Err(error);
-            }
-        });
-        read.map_err(|error| Error::row("event properties", error))?;
-        failure?;
+            column.append(&value)?;
+        }
         if !extra.is_empty() {
             self.extra.append_nulls(before - self.extra.len());
             self.extra.append_value(extra);
@@ -269,25 +275,31 @@ pub(super) enum Packing {
 }
 
 impl Packing {
-    fn properties(self) -> WriterProperties {
-        let (compression, rows_max, players) = match self {
-            Self::New { players } => (Compression::LZ4_RAW, None, players),
-            Self::Merged { players } => (Compression::ZSTD(ZstdLevel::default()), Some(GROUP_ROWS_MAX), players),
+    fn properties(self, schema: &Schema) -> WriterProperties {
+        let (compression, page_rows_max, rows_max, players) = match self {
+            Self::New { players } => (Compression::LZ4_RAW, PAGE_ROWS_MAX, None, players),
+            Self::Merged { players } => {
+                (Compression::ZSTD(ZstdLevel::default()), MERGED_PAGE_ROWS_MAX, Some(GROUP_ROWS_MAX), players)
+            }
         };
         let path = |name: &str| ColumnPath::new(vec![name.to_owned()]);
         let mut properties = WriterProperties::builder()
             .set_created_by("galoo".to_owned())
             .set_compression(compression)
             .set_statistics_enabled(EnabledStatistics::Page)
-            .set_data_page_row_count_limit(PAGE_ROWS_MAX)
+            .set_data_page_row_count_limit(page_rows_max)
             .set_max_row_group_row_count(rows_max)
+            .set_dictionary_page_size_limit(DICTIONARY_BYTES_MAX)
             .set_column_bloom_filter_enabled(path(names::PLAYER_ID), true)
             .set_column_bloom_filter_fpp(path(names::PLAYER_ID), 0.01)
             .set_column_bloom_filter_max_ndv(path(names::PLAYER_ID), players.max(1));
         for name in [names::TOKEN, names::EVENT_TIME, names::SEQ, names::INGEST_HLC] {
-            properties = properties
-                .set_column_dictionary_enabled(path(name), false)
-                .set_column_encoding(path(name), Encoding::DELTA_BINARY_PACKED);
+            properties = properties.set_column_dictionary_enabled(path(name), false);
+        }
+        // How values are written that are in no dictionary.
+        properties = properties.set_column_encoding(path(names::PLAYER_ID), Encoding::DELTA_BYTE_ARRAY);
+        for field in schema.fields().iter().filter(|field| *field.data_type() == DataType::Int64) {
+            properties = properties.set_column_encoding(path(field.name()), Encoding::DELTA_BINARY_PACKED);
         }
         properties.build()
     }
@@ -308,7 +320,7 @@ impl FileWriter {
         let file = File::options().create(true).truncate(true).read(true).write(true).open(path);
         let file = file.map_err(|source| failed("create", path, source))?;
         let buffered = BufWriter::new(file.try_clone().map_err(|source| failed("create", path, source))?);
-        let writer = ArrowWriter::try_new(buffered, schema.clone(), Some(packing.properties()))?;
+        let writer = ArrowWriter::try_new(buffered, schema.clone(), Some(packing.properties(schema)))?;
         Ok(Self { path: path.to_owned(), file, writer })
     }
 

@@ -14,7 +14,7 @@ use galoo_proto::Hlc;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
-    Error, Result, cell,
+    Result, cell,
     engine::{Direction, Family},
     key,
     properties::{self, Property},
@@ -95,14 +95,14 @@ fn hash_text(hash: &mut Xxh3, text: &str) {
 /// Hashes what a JSON object says, whatever the order of its members and the spelling of its numbers and strings.
 fn object_hash(json: &str) -> Result<u64> {
     let mut sum = 0u64;
-    let read = properties::members(json, &mut |name, raw| {
-        let Some(value) = Property::parse(raw) else { return };
+    for member in properties::members(json) {
+        let (name, raw) = member?;
+        let Some(value) = Property::parse(raw) else { continue };
         let mut hash = Xxh3::new();
         hash_text(&mut hash, &name);
         hash.update(&[value.kind().0]);
         hash_text(&mut hash, &value.text());
         sum = sum.wrapping_add(hash.digest());
-    });
-    read.map_err(|error| Error::row("event properties", error))?;
+    }
     Ok(sum)
 }

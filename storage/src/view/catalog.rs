@@ -9,7 +9,7 @@ use galoo_proto::{
 
 use super::{Source, View};
 use crate::{
-    Error, Result,
+    Result,
     chunk::Run,
     engine::{Direction, Family},
     key,
@@ -118,10 +118,11 @@ impl View {
 
 /// Counts the values of an event's properties.
 pub(crate) fn count_members(json: &str, add: &mut dyn FnMut(&str, Kinds, u64)) -> Result<()> {
-    let read = properties::members(json, &mut |name, raw| {
+    for member in properties::members(json) {
+        let (name, raw) = member?;
         if let Some(value) = Property::parse(raw) {
             add(&name, value.kind(), 1);
         }
-    });
-    read.map_err(|error| Error::row("event properties", error))
+    }
+    Ok(())
 }

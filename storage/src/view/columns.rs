@@ -129,15 +129,16 @@ impl Builder {
 pub(super) struct RowColumns<'c> {
     columns: &'c [Column],
     builders: Vec<Builder>,
-    properties_wanted: bool,
+    /// Columns of properties.
+    properties: usize,
     rows: usize,
 }
 
 impl<'c> RowColumns<'c> {
     pub(super) fn new(columns: &'c [Column]) -> Self {
         let builders = columns.iter().map(Builder::of);
-        let properties_wanted = columns.iter().any(|column| matches!(column, Column::Property { .. }));
-        Self { columns, builders: builders.collect(), properties_wanted, rows: 0 }
+        let properties = columns.iter().filter(|column| matches!(column, Column::Property { .. })).count();
+        Self { columns, builders: builders.collect(), properties, rows: 0 }
     }
 
     pub(super) fn rows(&self) -> usize {
@@ -166,20 +167,25 @@ impl<'c> RowColumns<'c> {
                 _ => {}
             }
         }
-        if !self.properties_wanted {
+        if self.properties == 0 {
             return Ok(());
         }
-        let (columns, builders, rows) = (self.columns, &mut self.builders, self.rows);
-        let read = properties::members(row.properties, &mut |name, raw| {
+        let (columns, builders, rows, mut left) = (self.columns, &mut self.builders, self.rows, self.properties);
+        for member in properties::members(row.properties) {
+            let (name, raw) = member?;
             for (column, builder) in columns.iter().zip(builders.iter_mut()) {
-                if matches!(column, Column::Property { name: wanted, .. } if *wanted == name)
-                    && let Some(property) = Property::parse(raw)
-                {
-                    append_property(builder, &property);
+                if matches!(column, Column::Property { name: wanted, .. } if *wanted == name) {
+                    left = left.saturating_sub(1);
+                    if let Some(property) = Property::parse(raw) {
+                        append_property(builder, &property);
+                    }
                 }
             }
-        });
-        read.map_err(|error| Error::row("event properties", error))?;
+            // Each is given once.
+            if left == 0 {
+                break;
+            }
+        }
         for (column, builder) in columns.iter().zip(builders.iter_mut()) {
             if matches!(column, Column::Property { .. }) {
                 pad(builder, rows);
@@ -315,12 +321,12 @@ fn property_beside(
             Some(value) => append_property(&mut builder, &value),
             None if extra.is_valid(row) => {
                 let object = format!("{{{}}}", extra.value(row));
-                let read = properties::members(&object, &mut |member, raw| {
+                for member in properties::members(&object) {
+                    let (member, raw) = member?;
                     if let Some(value) = Property::parse(raw).filter(|_| member == name) {
                         append_property(&mut builder, &value);
                     }
-                });
-                read.map_err(|error| Error::row("event properties", error))?;
+                }
             }
             None => {}
         }
@@ -425,7 +431,8 @@ impl<'a> Members<'a> {
 /// Appends the members of a JSON object that are wanted, without the braces.
 fn push_members(object: &str, wanted: &[String], json: &mut String) -> Result<()> {
     let begin = json.len();
-    let read = properties::members(object, &mut |name, raw| {
+    for member in properties::members(object) {
+        let (name, raw) = member?;
         if wanted.iter().any(|wanted| *wanted == name) {
             if json.len() > begin {
                 json.push(',');
@@ -434,8 +441,8 @@ fn push_members(object: &str, wanted: &[String], json: &mut String) -> Result<()
             json.push(':');
             json.push_str(raw);
         }
-    });
-    read.map_err(|error| Error::row("event properties", error))
+    }
+    Ok(())
 }
 
 /// Puts a segment's properties together again as JSON objects.

@@ -1,9 +1,9 @@
 //! What a scan asks of an event's properties.
 
-use std::{borrow::Cow, cmp::Ordering};
+use std::cmp::Ordering;
 
 use crate::{
-    Error, Result,
+    Result,
     properties::{self, Property},
 };
 
@@ -76,14 +76,14 @@ impl Condition {
 /// Whether all conditions hold of an event's properties.
 pub(crate) fn all_hold(conditions: &[Condition], json: &str) -> Result<bool> {
     let mut values: Vec<Option<Property<'_>>> = vec![None; conditions.len()];
-    let read = properties::members(json, &mut |name: Cow<'_, str>, raw| {
+    for member in properties::members(json) {
+        let (name, raw) = member?;
         for (condition, value) in conditions.iter().zip(&mut values) {
             if condition.property == name {
                 *value = Property::parse(raw);
             }
         }
-    });
-    read.map_err(|error| Error::row("event properties", error))?;
+    }
     Ok(conditions.iter().zip(&values).all(|(condition, value)| condition.holds(value.as_ref())))
 }
 

@@ -80,13 +80,13 @@ pub(super) fn check(view: &View, model: &Model, readable: &[(u64, Event)]) {
     let mut expected = BTreeMap::new();
     for (seq, event) in readable {
         let mut row = vec![None; named.len()];
-        let read = properties::members(&event.properties, &mut |name, raw| {
+        for member in properties::members(&event.properties) {
+            let (name, raw) = member.expect("JSON");
             let value = Property::parse(raw).expect("a value");
             let place = named.iter().position(|(known, _)| *known == name).expect("in the catalog");
             row[place] = shown(named[place].1, &value);
             *counts.entry((name.into_owned(), value.kind().0)).or_default() += 1;
-        });
-        read.expect("JSON");
+        }
         expected.insert(*seq, row);
     }
     assert_eq!(found, expected, "{named:?}");

@@ -1,7 +1,12 @@
 //! What is dropped, and who is forgotten: not read at once, gone from the files in time, and counted by rollups as declared.
 
+use std::ops::ControlFlow;
+
 use galoo_proto::{command::Seal, rollup::Rollup};
-use galoo_storage::compaction::covered_seq;
+use galoo_storage::{
+    compaction::covered_seq,
+    rollup::cover::{self, Piece},
+};
 
 use super::*;
 
@@ -112,16 +117,18 @@ fn a_forgotten_player_is_gone_from_every_file() {
     rollups::cover_all(&world.view(), &world.engine, &model.rollups);
     let definitions =
         [1, 2].map(|id| galoo_storage::rollup::Definition::parse(&rollups::definition(id)).expect("valid"));
-    let prepare = |definition| {
-        galoo_storage::rollup::cover::prepare(&world.view(), definition, First::TakingOut).expect("prepares")
-    };
-    let stale: Vec<_> = definitions.iter().filter_map(|one| Some((one.groups_by_player(), prepare(one)?))).collect();
+    let names_players = |id| definitions.iter().any(|one| one.id == id && one.groups_by_player());
+    let mut stale = Vec::new();
+    cover::prepare(&world.view(), &definitions, First::TakingOut, &Piece::default(), &mut |id, cover| {
+        stale.push((names_players(id), cover.expect("prepares")));
+        ControlFlow::Continue(())
+    });
     assert_eq!(stale.len(), 2);
     forget(&mut world, &mut model, hero);
     assert_eq!(cells(&world), vec![]);
     check(&world, &model);
     for (names_players, cover) in stale {
-        let committed = galoo_storage::rollup::cover::commit(&world.engine, world.keyspace, cover).expect("reads");
+        let committed = cover::commit(&world.engine, world.keyspace, cover).expect("reads");
         assert!(committed != names_players, "cells that were worked out before would name the player again");
     }
     // The player comes back, and is a new one.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
     sync::Arc,
 };
 
@@ -442,15 +443,14 @@ pub fn cover_pieces(
     first: First,
     piece: &Piece,
 ) {
-    for id in live.keys() {
-        let definition = Definition::parse(&definition(*id)).expect("valid");
-        let Some(prepared) = cover::prepare_within(view, &definition, first, piece).expect("prepares") else {
-            continue;
-        };
+    let definitions: Vec<_> = live.keys().map(|id| Definition::parse(&definition(*id)).expect("valid")).collect();
+    cover::prepare(view, &definitions, first, piece, &mut |_, prepared| {
+        let prepared = prepared.expect("prepares");
         let stale = prepared.clone();
         assert!(cover::commit(engine, view.keyspace(), prepared).expect("commits"));
         assert!(!cover::commit(engine, view.keyspace(), stale).expect("reads"), "a stale cover counts events twice");
-    }
+        ControlFlow::Continue(())
+    });
 }
 
 /// Whether a rollup's tiers hold cells of buckets that were dropped.

@@ -146,7 +146,10 @@ mod tests {
     use galoo_storage::{
         engine::{Direction, Engine, Family, WriteBatch, memory::MemoryEngine},
         key,
-        rollup::{Definition, cover, cover::First},
+        rollup::{
+            Definition,
+            cover::{self, First, Piece},
+        },
         segment::SegmentFiles,
         shard::Shard,
         view::View,
@@ -227,8 +230,8 @@ mod tests {
         apply(&mut shard, Body::DefineRollup(rollup));
         let chunk = shard.state().open.unwrap_or_default().id;
         apply(&mut shard, Body::Seal(Seal { chunk }));
-        let covered =
-            cover::prepare(&game.view(), &definition, First::Covering).expect("prepares").expect("something to cover");
+        let covered = cover::prepare_one(&game.view(), &definition, First::Covering, &Piece::default());
+        let covered = covered.expect("prepares").expect("something to cover");
         assert!(cover::commit(&game.engine, KEYSPACE, covered).expect("commits"));
     }
 
