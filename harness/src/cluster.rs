@@ -11,6 +11,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::{Galoo, Process, free_addresses, process};
 
@@ -232,6 +236,16 @@ impl Cluster {
     /// What a node tells of the cluster.
     pub async fn status(&self, node: usize) -> Result<Value> {
         self.galoo.json(&["status", "--addr", &self.grpc(node)]).await
+    }
+
+    /// A node's metric, by its name with labels as Prometheus reads it; 0 when there is none.
+    pub async fn metric(&self, node: usize, name: &str) -> Result<f64> {
+        let mut http = TcpStream::connect(self.nodes[node].http).await?;
+        http.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        http.read_to_string(&mut answer).await?;
+        let value = answer.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        Ok(value.unwrap_or_default())
     }
 
     /// A game's replicas on one node as they are, by shard.

@@ -16,16 +16,23 @@ use std::{
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Component, Path, PathBuf},
     sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use journal::{FOLDER_VARIABLE, JOURNAL_VARIABLE, Kind, Record};
+use journal::{FOLDER_VARIABLE, HANG_VARIABLE, JOURNAL_VARIABLE, Kind, Record};
 use libc::{iovec, mode_t, off64_t, size_t, ssize_t, syscall};
 
 /// Paths are as long as this at most.
 const PATH_BYTES_MAX: usize = 4_096;
 
+/// Between two looks whether a disk still hangs.
+const HANG_STEP: Duration = Duration::from_millis(5);
+/// What a disk hangs for.
+const HANGS_FOR: &str = ".sst";
+
 struct Recorder {
     folder: PathBuf,
+    hang: Option<PathBuf>,
     journal: c_int,
     /// Bytes of the journal.
     position: Mutex<u64>,
@@ -43,12 +50,21 @@ static RECORDER: LazyLock<Option<Recorder>> = LazyLock::new(|| {
     // SAFETY: a descriptor of a file.
     let position = unsafe { syscall(libc::SYS_lseek, journal, 0, libc::SEEK_END) };
     let position = Mutex::new(u64::try_from(position).expect("a file's length"));
-    Some(Recorder { folder: folder.into(), journal: journal as c_int, position })
+    let hang = std::env::var_os(HANG_VARIABLE).map(PathBuf::from);
+    Some(Recorder { folder: folder.into(), hang, journal: journal as c_int, position })
 });
 
 impl Recorder {
     fn turn(&self) -> MutexGuard<'_, u64> {
         self.position.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when the disk takes a write to a file.
+    fn wait(&self, path: &str) {
+        let hangs = || self.hang.as_ref().is_some_and(|hang| hang.exists());
+        while path.ends_with(HANGS_FOR) && hangs() {
+            std::thread::sleep(HANG_STEP);
+        }
     }
 
     /// Where in the folder a path is, if it is.
@@ -108,8 +124,10 @@ fn on_file(
 ) -> c_long {
     let Some(recorder) = &*RECORDER else { return call() };
     let inside = || recorder.inside(&path_of(fd)?);
-    if inside().is_none() {
-        return call();
+    match inside() {
+        None => return call(),
+        Some(path) if kind == Kind::Write => recorder.wait(&path),
+        Some(_) => {}
     }
     let mut position = recorder.turn();
     let path = inside();

@@ -20,7 +20,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use galoo_workload::Rng;
 
-pub use journal::{FOLDER_VARIABLE, JOURNAL_VARIABLE, Kind, Record};
+pub use journal::{FOLDER_VARIABLE, HANG_VARIABLE, JOURNAL_VARIABLE, Kind, Record};
 
 /// By the byte that a record has.
 const KINDS: [Kind; 8] =

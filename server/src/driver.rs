@@ -37,7 +37,7 @@ use self::{
     mailbox::{Sender, mailbox},
     raft::RaftThread,
 };
-use crate::{disk::DiskFull, transport::Transport};
+use crate::{room::NoRoom, transport::Transport};
 
 /// A tick of Raft's clock.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -54,9 +54,9 @@ pub enum DriveError {
     /// Not done; try again in a moment.
     #[error("the shard is not ready: {0}")]
     NotReady(&'static str),
-    /// Not done: the leader's disk is full.
+    /// Not done: the leader has no room.
     #[error("its leader refuses: {0}")]
-    DiskFull(DiskFull),
+    NoRoom(NoRoom),
     /// It may or may not be done.
     #[error("the outcome is unknown")]
     OutcomeUnknown,

@@ -3,14 +3,17 @@
 mod cli;
 mod compactor;
 mod config;
+mod coverer;
 mod data_folder;
 mod disk;
 mod door;
 mod driver;
+mod memory;
 mod merger;
 mod node;
 mod protocols;
 mod repair;
+mod room;
 mod scrubber;
 mod sql;
 mod telemetry;

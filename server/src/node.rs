@@ -56,6 +56,8 @@ use crate::{
     disk::{self, Disk, DiskFull},
     door::Door,
     driver::{DriveError, Driver, Frozen, Options, Store},
+    memory::Memtables,
+    room::NoRoom,
     transport::Transport,
 };
 
@@ -114,9 +116,9 @@ pub enum NodeError {
         /// When to try again.
         retry_after: Duration,
     },
-    /// The leader's disk is full: try again when there is room.
+    /// The leader's disk or memory is full: try again when there is room.
     #[error(transparent)]
-    DiskFull(#[from] DiskFull),
+    NoRoom(#[from] NoRoom),
     /// Not done; try again, perhaps elsewhere.
     #[error("{shard}: {reason}")]
     Unavailable {
@@ -182,6 +184,7 @@ pub struct Node {
     /// All events of a game are read for one caller at a time: to compare a rollup with them, or to count properties.
     surveying: Arc<Semaphore>,
     disk: Disk,
+    memtables: Memtables,
 }
 
 /// Unix milliseconds of the wall clock; 0 for a clock before 1970.
@@ -202,6 +205,7 @@ impl Node {
     pub async fn start(door: &Door, identity: Identity, found: Vec<(NodeId, String)>) -> anyhow::Result<Arc<Self>> {
         let (config, engine) = (door.config().clone(), door.engine().clone());
         let disk = Disk::new(&config.data_dir, config.disk_reserve_bytes);
+        let memtables = Memtables::new(engine.clone(), config.memtable_bytes);
         let log = Arc::new(SharedLog::open(&door.folder().join("log"), config.log_bytes)?);
         let files = Arc::new(SegmentFiles::new(&door.folder().join("segments"))?);
         door.folder().sync()?;
@@ -259,6 +263,7 @@ impl Node {
             waiting: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
             surveying: Arc::new(Semaphore::new(1)),
             disk,
+            memtables,
         });
         tokio::spawn(node.clone().follow_moves(to_move));
         node.reconcile().await?;
@@ -308,6 +313,22 @@ impl Node {
             _ => Ok(T::default()),
         };
         self.driver.with_machine(GroupId(shard.0), in_place).await.unwrap_or_else(|| Ok(T::default()))
+    }
+
+    /// Whether there is room for more than what is stored.
+    pub fn room(&self) -> Result<(), NoRoom> {
+        self.disk.room()?;
+        Ok(self.memtables.room()?)
+    }
+
+    /// The engine's memtables.
+    pub fn memtables(&self) -> &Memtables {
+        &self.memtables
+    }
+
+    /// Bytes that indexes of chunks take, about, and may take.
+    pub fn chunk_index_memory(&self) -> (usize, usize) {
+        self.indexes.memory()
     }
 
     /// Whether there is room on the disk for more than what is stored.

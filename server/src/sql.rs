@@ -13,17 +13,20 @@ use galoo_query::{
     },
 };
 
-use crate::node::{Node, NodeError};
+use crate::{
+    node::{Node, NodeError},
+    room::NoRoom,
+};
 
 /// The node's SQL.
 pub struct NodeSql {
     node: Arc<Node>,
-    engine: Engine,
+    engine: Arc<Engine>,
 }
 
 impl NodeSql {
     /// Takes the node and what its queries share.
-    pub fn new(node: Arc<Node>, engine: Engine) -> Self {
+    pub fn new(node: Arc<Node>, engine: Arc<Engine>) -> Self {
         Self { node, engine }
     }
 }
@@ -34,11 +37,13 @@ fn sql_error(error: &NodeError) -> SqlError {
         NodeError::RollupExists(_) | NodeError::TableExists(_) => "42P07",
         NodeError::UnknownRollup(_) | NodeError::UnknownFamily(_) | NodeError::UnknownProperty(_) => "42P01",
         NodeError::Invalid(_) | NodeError::Refused(_) | NodeError::GameExists(_) => "22023",
-        NodeError::DiskFull(_) => "53100",
+        NodeError::NoRoom(NoRoom::Disk(_)) => "53100",
+        NodeError::NoRoom(NoRoom::Memtables(_)) => "53200",
         NodeError::Busy { .. } | NodeError::Surveying { .. } => "53200",
         NodeError::Unavailable { .. } | NodeError::Stopping => "57P03",
         NodeError::OutcomeUnknown { .. } => "40003",
         NodeError::NotHere { .. } => "0A000",
+        NodeError::Storage(galoo_storage::Error::SnapshotTooOld { .. }) => "72000",
         NodeError::Storage(_) => "XX001",
     };
     SqlError { code, message: error.to_string(), hint: None }

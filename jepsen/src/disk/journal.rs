@@ -56,3 +56,5 @@ const HEAD_BYTES: usize = 1 + 3 * 8;
 pub const FOLDER_VARIABLE: &str = "GALOO_DISK_FOLDER";
 /// Names the file that records are appended to, outside of the folder.
 pub const JOURNAL_VARIABLE: &str = "GALOO_DISK_JOURNAL";
+/// Names a file: while it is there, writes to the engine's sorted files hang.
+pub const HANG_VARIABLE: &str = "GALOO_DISK_HANG";

@@ -15,9 +15,10 @@ use super::Failure;
 use crate::{
     compactor,
     config::{Config, ConfigError, File, Given},
+    coverer,
     data_folder::DataFolderError,
     door::{Door, FormError},
-    merger,
+    memory, merger,
     node::Node,
     protocols::{grpc, http},
     repair, scrubber,
@@ -159,15 +160,19 @@ async fn serve(mut config: Config, insecure: bool, json: bool, queries: &Handle)
             Err(error) => failed = Err(error),
             Ok(node) => {
                 let options = galoo_query::Options { memory_bytes_max: config.query_memory_bytes, ..Default::default() };
-                let sql = Arc::new(NodeSql::new(node.clone(), galoo_query::Engine::new(options)?));
+                let engine = Arc::new(galoo_query::Engine::new(options)?);
+                let sql = Arc::new(NodeSql::new(node.clone(), engine.clone()));
                 let pg_stopped = until_stopped(stopped.clone());
                 let limits = galoo_pg::PgLimits::default();
                 fronts.spawn_on(async move { Ok(galoo_pg::serve(pg_listener, sql, pg_stopped, limits).await?) }, queries);
                 let merging = merger::run(node.clone(), stopped.clone());
                 let scrubbing = scrubber::run(node.clone(), stopped.clone());
                 let repairing = repair::run(node.clone(), stopped.clone());
+                let watching = memory::run(node.clone(), engine, stopped.clone());
+                let covering = coverer::run(node.clone(), stopped.clone());
                 let compacting = compactor::run(node, stopped);
-                workers = Some(tokio::spawn(async { tokio::join!(compacting, merging, scrubbing, repairing) }));
+                let all = async { tokio::join!(compacting, covering, merging, scrubbing, repairing, watching) };
+                workers = Some(tokio::spawn(all));
                 door.serve();
                 announce("ready", &config, json);
                 tokio::select! {

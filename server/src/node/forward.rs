@@ -26,6 +26,7 @@ use tokio::{
 use super::{ADMISSION_WAIT, DEADLINE, Node, NodeError, RETRY_DELAY, WAITING_BYTES_MAX, unix_ms};
 use crate::{
     driver::DriveError,
+    room::NoRoom,
     transport::{NotSent, Peer},
 };
 
@@ -36,7 +37,7 @@ const READ_TRY: Duration = Duration::from_secs(1);
 /// command that is encoded already.
 const HLC_FIELD: u8 = (2 << 3) | 1;
 
-/// Whether a command needs room on the disk.
+/// Whether a command needs room on the disk and in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Room {
     /// It brings data: it is refused when there is none.
@@ -74,6 +75,14 @@ enum Leader {
     There(Arc<Peer>),
     /// Nobody that is known: ask again in a moment.
     Unknown(&'static str),
+}
+
+fn count_refused(full: &NoRoom) {
+    let reason = match full {
+        NoRoom::Disk(_) => "disk",
+        NoRoom::Memtables(_) => "memtables",
+    };
+    metrics::counter!("galoo_refused_total", "reason" => reason).increment(1);
 }
 
 impl Node {
@@ -179,7 +188,7 @@ impl Node {
             match answer {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(DriveError::OutcomeUnknown)) | Err(_) => break,
-                Ok(Err(DriveError::DiskFull(full))) => return Err(full.into()),
+                Ok(Err(DriveError::NoRoom(full))) => return Err(full.into()),
                 Ok(Err(reason)) if Instant::now() + RETRY_DELAY >= deadline => {
                     return Err(NodeError::Unavailable { shard, reason });
                 }
@@ -200,9 +209,10 @@ impl Node {
         attempt: usize,
     ) -> BoxFuture<'static, Result<Answer, DriveError>> {
         let peer = match self.leader(group, attempt) {
-            Leader::Here => match self.disk.room() {
+            Leader::Here => match self.room() {
                 Err(full) if room == Room::Needed => {
-                    return std::future::ready(Err(DriveError::DiskFull(full))).boxed();
+                    count_refused(&full);
+                    return std::future::ready(Err(DriveError::NoRoom(full))).boxed();
                 }
                 _ => return self.driver.propose(group, self.stamped(command)).boxed(),
             },
@@ -284,7 +294,8 @@ impl Node {
     ) -> Result<impl Future<Output = Result<Vec<u8>, DriveError>> + use<>, DriveError> {
         // What needs none is proposed by leaders alone, or goes to the meta group.
         if group != GroupId(META_GROUP) {
-            self.disk.room().map_err(DriveError::DiskFull)?;
+            self.room().inspect_err(count_refused).map_err(DriveError::NoRoom)?;
+            self.check_forwarded(ShardId(group.0), &command)?;
         }
         let admitted = self.admit(command.len()).await.map_err(|_| DriveError::NotReady("its leader is busy"))?;
         let answer = self.driver.propose(group, self.stamped(&command));

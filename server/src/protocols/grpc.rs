@@ -22,7 +22,7 @@ use tonic_health::ServingStatus;
 use tower::util::MapResponseLayer;
 
 use super::raft;
-use crate::{door::Door, node::NodeError};
+use crate::{door::Door, node::NodeError, room::NoRoom};
 
 /// HTTP/2 flow-control window of a stream: the protocol's default of 64 KiB throttles batches.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
@@ -115,6 +115,8 @@ const RETRY_AFTER: &str = "galoo-retry-after-ms";
 
 /// When a write that met a full disk may be tried again.
 const DISK_RETRY_AFTER: Duration = Duration::from_secs(5);
+/// The same of one that met full memtables.
+const MEMTABLES_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 fn refused_for(retry_after: Duration, message: String) -> Status {
     let mut status = Status::new(Code::ResourceExhausted, message);
@@ -136,7 +138,8 @@ impl From<NodeError> for Status {
                 Self::already_exists(message)
             }
             NodeError::Refused(_) | NodeError::NotHere { .. } => Self::failed_precondition(message),
-            NodeError::DiskFull(_) => refused_for(DISK_RETRY_AFTER, message),
+            NodeError::NoRoom(NoRoom::Disk(_)) => refused_for(DISK_RETRY_AFTER, message),
+            NodeError::NoRoom(NoRoom::Memtables(_)) => refused_for(MEMTABLES_RETRY_AFTER, message),
             NodeError::Busy { retry_after } | NodeError::Surveying { retry_after } => refused_for(retry_after, message),
             NodeError::Unavailable { .. } | NodeError::Stopping => Self::unavailable(message),
             NodeError::OutcomeUnknown { .. } => Self::unknown(message),
@@ -144,6 +147,7 @@ impl From<NodeError> for Status {
             NodeError::Storage(
                 galoo_storage::Error::HistoryGone { .. } | galoo_storage::Error::TooManyCells { .. },
             ) => Self::out_of_range(message),
+            NodeError::Storage(galoo_storage::Error::SnapshotTooOld { .. }) => Self::aborted(message),
             NodeError::Storage(_) => Self::data_loss(message),
         }
     }

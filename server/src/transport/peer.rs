@@ -26,7 +26,7 @@ use tonic::{Request, Status, transport::Channel};
 use tracing::{info, warn};
 
 use super::{Stated, connect, frames, outbox::Outbox};
-use crate::{disk::DiskFull, driver::DriveError};
+use crate::{disk::DiskFull, driver::DriveError, memory::MemtablesFull};
 
 /// Commands that are handed to a connection before it takes them.
 const STREAM_AHEAD_MAX: usize = 4;
@@ -77,7 +77,12 @@ fn not_done(answer: NotDone) -> DriveError {
         Reason::NotLeader => DriveError::NotLeader { leader: answer.leader },
         Reason::NotReady => DriveError::NotReady("its leader cannot take it at the moment"),
         Reason::DiskFull => {
-            DriveError::DiskFull(DiskFull { free_bytes: answer.free_bytes, reserve_bytes: answer.reserve_bytes })
+            let full = DiskFull { free_bytes: answer.free_bytes, reserve_bytes: answer.reserve_bytes };
+            DriveError::NoRoom(full.into())
+        }
+        Reason::MemtablesFull => {
+            let full = MemtablesFull { bytes: answer.memtable_bytes, bytes_max: answer.memtable_bytes_max };
+            DriveError::NoRoom(full.into())
         }
         Reason::OutcomeUnknown | Reason::Unspecified => DriveError::OutcomeUnknown,
     }

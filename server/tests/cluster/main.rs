@@ -10,8 +10,6 @@ mod survival;
 
 use std::{
     fs,
-    io::{Read, Write},
-    net::TcpStream,
     ops::{Deref, DerefMut},
     time::{Duration, Instant},
 };
@@ -112,16 +110,6 @@ impl Nodes {
     /// What a node wrote to its log.
     fn log(&self, node: usize) -> String {
         fs::read_to_string(&self.nodes()[node].log).expect("its log")
-    }
-
-    /// A node's metric, by its name with labels as Prometheus reads it; 0 when there is none.
-    fn metric(&self, node: usize, name: &str) -> f64 {
-        let mut http = TcpStream::connect(self.nodes()[node].http).expect("connects");
-        http.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("asks");
-        let mut answer = String::new();
-        http.read_to_string(&mut answer).expect("is answered");
-        let value = answer.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-        value.unwrap_or_default()
     }
 
     /// How many events a game has, as a node answers SQL.

@@ -130,7 +130,7 @@ fn a_node_that_was_long_away_catches_up_from_a_snapshot() {
     let others = format!("{},{}", addrs[one], addrs[other]);
     assert_eq!(report(import(&others, &events))["events_stored"], 4 * LINES);
     // Group 1 is the meta group.
-    let cut = |node| nodes.metric(node, "galoo_log_cut_index{group=\"2\"}") > applied as f64;
+    let cut = |node| done(nodes.metric(node, "galoo_log_cut_index{group=\"2\"}")) > applied as f64;
     wait_until("the others have cut what it would need", || (cut(one) && cut(other)).then_some(()));
     nodes.restart(away);
     wait_until("the replica has everything", || {

@@ -15,7 +15,9 @@ use crate::{
     disk::DiskFull,
     door::{Door, FormError},
     driver::DriveError,
+    memory::MemtablesFull,
     node::Node,
+    room::NoRoom,
     transport,
 };
 
@@ -29,8 +31,11 @@ fn not_done(error: DriveError) -> NotDone {
     match error {
         DriveError::NotLeader { leader } => NotDone { leader, ..because(Reason::NotLeader) },
         DriveError::NotReady(_) => because(Reason::NotReady),
-        DriveError::DiskFull(DiskFull { free_bytes, reserve_bytes }) => {
+        DriveError::NoRoom(NoRoom::Disk(DiskFull { free_bytes, reserve_bytes })) => {
             NotDone { free_bytes, reserve_bytes, ..because(Reason::DiskFull) }
+        }
+        DriveError::NoRoom(NoRoom::Memtables(MemtablesFull { bytes, bytes_max })) => {
+            NotDone { memtable_bytes: bytes, memtable_bytes_max: bytes_max, ..because(Reason::MemtablesFull) }
         }
         DriveError::OutcomeUnknown => because(Reason::OutcomeUnknown),
     }

@@ -9,6 +9,8 @@
 //! `GALOO_DISK_CUTS` says how many cuts of each kind of write are tried (2), `GALOO_DISK_SEED` chooses them. What the
 //! node does between is not seeded: a failure keeps what the disk held, and prints where.
 
+mod hang;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
@@ -215,8 +217,8 @@ fn class(path: &str) -> String {
     class
 }
 
-/// One node on what is left, compared with the story.
-async fn cut(folder: &Path, story: &Story, journal: &Journal, count: usize, loss: Loss) -> Result<()> {
+/// One node on what is left, compared with what was told while the journal was so long.
+async fn cut(folder: &Path, story: &Story, journal: &Journal, count: usize, loss: Loss, position: u64) -> Result<()> {
     fs::create_dir(folder)?;
     let mut cluster = one(folder, CUT)?;
     let data = cluster.nodes()[0].data.clone();
@@ -229,7 +231,7 @@ async fn cut(folder: &Path, story: &Story, journal: &Journal, count: usize, loss
             cluster.launch(0)?;
             cluster.ready(0).await?;
             let client = Client::connect(&cluster.grpc(0)).await?;
-            story.check(&client, journal.position(count)).await?;
+            story.check(&client, position).await?;
             let replicas: Vec<_> =
                 cluster.replicas(0, GAME).await?.into_values().map(|shard| (shard.events, shard.checksum)).collect();
             ensure!(before.as_ref().is_none_or(|before| *before == replicas), "{before:?} became {replicas:?}");
@@ -257,13 +259,18 @@ fn one(folder: &Path, then: &str) -> Result<Cluster> {
     Ok(Cluster::new(Galoo::new(process::binary()?), folder, 1)?.with_arguments(&["--config", file]))
 }
 
-/// The library that records, which Cargo built beside this test.
-fn recorder() -> Result<PathBuf> {
+/// One node whose writes are recorded, from before its first start on.
+fn recorded(folder: &Path, then: &str, journal: &Path) -> Result<Cluster> {
+    let cluster = one(folder, then)?;
+    let data = cluster.nodes()[0].data.clone();
+    fs::create_dir(&data)?;
+    // Cargo built the library beside this test.
     let test = std::env::current_exe()?;
     let profile = test.ancestors().nth(2).context("a test outside of a target folder")?;
     let library = profile.join("examples/libgaloo_disk_recorder.so");
     ensure!(library.is_file(), "no {}: `cargo build --release --workspace --examples` makes it", library.display());
-    Ok(library)
+    let cluster = cluster.with_variable("LD_PRELOAD", library).with_variable(FOLDER_VARIABLE, data);
+    Ok(cluster.with_variable(JOURNAL_VARIABLE, journal))
 }
 
 /// What is there to cut: a node that was started, stopped in order, started again and killed.
@@ -278,13 +285,8 @@ struct Recorded {
 
 async fn record(root: &Path, rng: &mut Rng) -> Result<Recorded> {
     let mut story = Story { journal: root.join("journal"), ..Default::default() };
-    let cluster = one(root, RECORDED)?;
+    let mut cluster = recorded(root, RECORDED, &story.journal)?;
     let data = cluster.nodes()[0].data.clone();
-    fs::create_dir(&data)?;
-    let mut cluster = cluster
-        .with_variable("LD_PRELOAD", recorder()?)
-        .with_variable(FOLDER_VARIABLE, &data)
-        .with_variable(JOURNAL_VARIABLE, &story.journal);
     cluster.form().await?;
     let client = Client::connect(&cluster.grpc(0)).await?;
     client.create_game(GAME, SHARDS, 1).await?;
@@ -349,9 +351,15 @@ async fn nothing_acknowledged_is_lost_wherever_the_power_is_cut() {
     let Recorded { story, journal, stopped, .. } = &recorded;
     println!("GALOO_DISK_SEED={seed} GALOO_DISK_CUTS={each}: {} records, {} cuts", journal.records().len(), cuts.len());
 
-    // The test sees what it is for: on a disk that does not sync the log, what was acknowledged is lost.
-    let lies = cut(&root.join("lies"), story, &journal.with_lies_of("log/0"), stopped / 2, Loss::Unsynced).await;
-    println!("a disk that lies: {:#}", lies.expect_err("acknowledged events are lost"));
+    // The test sees what it is for: what was told later than a node's state is missing in it, and a disk that does not sync
+    // the log is found out.
+    let (half, told) = (stopped / 2, |count| journal.position(count));
+    let early = cut(&root.join("early"), story, journal, half, Loss::Nothing, told(*stopped)).await;
+    let early = format!("{:#}", early.expect_err("what came later is missing"));
+    assert!(early.contains("events are wrong"), "{early}");
+    let lying = journal.with_lies_of("log/0");
+    let lies = cut(&root.join("lies"), story, &lying, half, Loss::Unsynced, told(half)).await;
+    println!("a disk that lies: {:#}", lies.expect_err("what was acknowledged is lost"));
 
     let tries = cuts.into_iter().map(|(count, loss, step)| async move {
         let name = match &loss {
@@ -360,7 +368,7 @@ async fn nothing_acknowledged_is_lost_wherever_the_power_is_cut() {
             Loss::Some(_) => "with-some-unsynced",
         };
         let folder = root.join(format!("{count}-{name}"));
-        let tried = cut(&folder, story, journal, count, loss).await;
+        let tried = cut(&folder, story, journal, count, loss, journal.position(count)).await;
         tried.with_context(|| format!("before record {count}, {step}, {name}: {}", folder.display()))
     });
     let tried: Vec<_> = stream::iter(tries).buffer_unordered(AT_ONCE).collect().await;
