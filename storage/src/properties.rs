@@ -250,7 +250,7 @@ pub fn depth(raw: &str) -> usize {
 }
 
 impl<'a> Property<'a> {
-    /// Reads the JSON text of one value, as [`members`] gives it.
+    /// Reads the JSON text of one value, as [`members()`] gives it.
     ///
     /// Returns `None` for a string that is no Unicode (a lone surrogate escape).
     pub fn parse(raw: &'a str) -> Option<Self> {
