@@ -64,6 +64,8 @@ impl Synced {
         if self.looked == Some(looks) {
             return Ok(());
         }
+        // A purge that moved nothing synced nothing, and a new file's beginning may not be on the disk.
+        File::open(&path).and_then(|file| file.sync_data()).map_err(|error| failed("sync", &path, &error))?;
         let content = fs::read(&path).map_err(|error| failed("read", &path, &error))?;
         let mark = Mark { file, bytes: check::whole_bytes(&content, file) as u64 };
         if mark != self.mark {
