@@ -20,6 +20,10 @@ use crate::{Error, Result};
 
 const BLOCK_BYTES: usize = 32 << 10;
 const HEADER_BYTES: usize = 7;
+/// A disk writes so many bytes whole or not at all, and the system hands it so many at a time, in which a power cut may leave
+/// later ones and not earlier ones.
+const SECTOR_BYTES: usize = 512;
+const PAGE_BYTES: usize = 4_096;
 
 /// Checks the manifest that a database's folder names; one that holds none yet is as it should be.
 ///
@@ -64,8 +68,11 @@ fn damage(bytes: &[u8]) -> Option<(usize, &'static str)> {
         }
         let ([a, b, c, d, low, high, kind], rest) = bytes[at..].split_first_chunk::<HEADER_BYTES>()?;
         let length = usize::from(u16::from_le_bytes([*low, *high]));
-        if *kind == 0 && bytes[at..].iter().all(|byte| *byte == 0) {
-            // Room that was made and not used.
+        let sector_end = ((at / SECTOR_BYTES + 1) * SECTOR_BYTES).min(bytes.len());
+        let is_torn = bytes.len() - at <= PAGE_BYTES && bytes[at..sector_end].iter().all(|byte| *byte == 0);
+        if *kind == 0 && (is_torn || bytes[at..].iter().all(|byte| *byte == 0)) {
+            // Room that was made and not used; or the last write, of which a power cut left only later sectors. RocksDB
+            // reads no further either.
             return None;
         }
         if !(1..=4).contains(kind) {
@@ -122,6 +129,17 @@ mod tests {
             }
             assert_eq!(damage(&good[..at]), None, "cut at {at}");
         }
+        // The last write is torn: what a reader takes for its end is zero to the end of a sector, and no other zeros are.
+        let end = (1..=3).map(|sectors| sectors * SECTOR_BYTES).find(|end| *end > good.len()).expect("a short one");
+        let mut torn = good.clone();
+        torn.resize(end, 0);
+        torn.extend([1; 100]);
+        assert_eq!(damage(&torn), None);
+        torn[end - 1] = 1;
+        assert!(damage(&torn).is_some());
+        torn[end - 1] = 0;
+        torn.resize(good.len() + PAGE_BYTES + 1, 1);
+        assert!(damage(&torn).is_some(), "more than a page behind it");
         fs::write(&path, [&good[..40], &[good[40] ^ 1], &good[41..]].concat()).expect("writes");
         let error = RocksEngine::open(folder.path(), &rocks::Options::default()).err().expect("is refused").to_string();
         assert!(error.contains("corrupt manifest at offset 0 of") && error.contains("MANIFEST-"), "{error}");
