@@ -70,6 +70,49 @@ fn a_full_table_evicts_in_the_order_of_use() {
     assert_eq!(stored(&apply(vec![command(3, 4)])[0]), Some(false), "p3 is known");
 }
 
+/// A producer whose answers went and who was evicted in one entry comes back in it: what it had is not found again.
+#[test]
+fn an_evicted_producer_finds_nothing_that_it_had() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = World::new(folder.path(), Arc::new(MemoryEngine::default()), None);
+    let command = |producer: u64, number: u64, acked_below: u64, registered_at: u64| {
+        let producer_id = format!("p{producer:05}");
+        let batch = BatchId { producer_id, number, acked_below, registered_at, ..Default::default() };
+        let range = Some(TokenRange::FULL.into());
+        let body = AppendEvents { range, batch: Some(batch), events: vec![event((0, 1, 0))], properties: vec![] };
+        Command { version: 1, hlc: 0, body: Some(Body::Append(body)) }.encode_to_vec()
+    };
+    let mut stored = |commands: &[Vec<u8>]| -> Vec<bool> {
+        let entry: Vec<_> = commands.iter().map(Vec::as_slice).collect();
+        let index = world.shard.applied() + 1;
+        let outcomes = world.shard.apply(index, &entry).expect("applies");
+        let stored = outcomes.iter().map(|outcome| match &outcome.result {
+            Some(outcome::Result::Appended(appended)) => !appended.duplicate,
+            other => panic!("{other:?}"),
+        });
+        stored.collect()
+    };
+    for number in 0..5 {
+        assert_eq!(stored(&[command(0, number, 0, 1)]), [true], "{number}");
+    }
+    for first in (1..PRODUCERS_MAX).step_by(512) {
+        let entry: Vec<_> = (first..(first + 512).min(PRODUCERS_MAX)).map(|one| command(one, 0, 0, 2)).collect();
+        assert!(stored(&entry).iter().all(|stored| *stored));
+    }
+    assert_eq!(stored(&[command(0, 3, 0, 1)]), [false], "it is known");
+    let later = u64::MAX;
+    let entry = [
+        command(0, 5, 5, 1),
+        command(PRODUCERS_MAX, 0, 0, later),
+        command(0, 1, 0, later),
+        command(0, 4, 0, later),
+        command(0, 3, 0, later),
+        command(0, 2, 0, later),
+    ];
+    assert_eq!(stored(&entry), [true; 6]);
+    assert_eq!(stored(&[command(0, 3, 0, later), command(0, 2, 0, later)]), [false; 2]);
+}
+
 /// A change of a player that leaves a value of a mebibyte, under a producer's number.
 fn large(producer: u64, number: u64, acked_below: u64) -> Vec<u8> {
     let value = Value { kind: Some(Kind::String("x".repeat((1 << 20) - 1))) };

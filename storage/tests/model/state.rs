@@ -559,6 +559,38 @@ fn check_replica(world: &World, folder: &std::path::Path) {
     }
 }
 
+/// A row's cells lie side by side: they are found by one seek, whatever their number.
+#[test]
+fn a_row_of_ten_cells_is_read_in_one_seek() {
+    use rocksdb::perf::{PerfContext, PerfMetric, PerfStatsLevel, set_perf_stats};
+    let folder = tempfile::tempdir().expect("folder");
+    let engine = RocksEngine::open(&folder.path().join("rocks"), &rocks::Options::default()).expect("opens");
+    let mut world = World::new(folder.path(), Arc::new(engine), None);
+    for player in 0..50 {
+        let cells = if player == 25 { 10 } else { 3 };
+        let put = |place: usize| Mutation {
+            family: "s".to_owned(),
+            qualifier: place.to_string(),
+            change: Some(Change::Put(int(1))),
+            ..Mutation::default()
+        };
+        let (range, player_id) = (Some(TokenRange::FULL.into()), format!("p{player}"));
+        let mutations = (0..cells).map(put).collect();
+        world.apply(Body::Mutate(MutatePlayer { range, player_id, mutations, ..MutatePlayer::default() }));
+    }
+    // In a file, and with nothing of it in the memtable.
+    world.engine.flush().expect("flushes");
+    let view = world.view();
+    set_perf_stats(PerfStatsLevel::EnableCount);
+    let mut context = PerfContext::default();
+    context.reset();
+    let cells = view.cells("p25", &Selection::Row.into()).expect("reads");
+    let counted = |metric| context.metric(metric);
+    let (seeks, gets) = (counted(PerfMetric::SeekOnMemtableCount), counted(PerfMetric::GetFromMemtableCount));
+    set_perf_stats(PerfStatsLevel::Disable);
+    assert_eq!((cells.len(), seeks, gets), (10, 1, 0), "{}", context.report(true));
+}
+
 /// A compaction filter sees no snapshots: what a read that lasts still needs is kept for it, and goes once it ends.
 #[test]
 fn what_a_lasting_read_sees_stays() {

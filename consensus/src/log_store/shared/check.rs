@@ -288,6 +288,12 @@ mod tests {
     /// marked, a damaged one is a loss, and found.
     #[test]
     fn what_was_moved_may_be_torn_until_it_is_marked() {
+        // Several records in one file, and one in the second of two.
+        check_moved(20, 0);
+        check_moved(30, 1);
+    }
+
+    fn check_moved(quiet_entries: u64, closed_files: usize) {
         let [folder, before, work] = [(); 3].map(|()| tempfile::tempdir().expect("folder"));
         let bytes = 1 << 22;
         let log = SharedLog::open(folder.path(), bytes).expect("opens");
@@ -302,7 +308,7 @@ mod tests {
                 let cut = (group == 2 && index > 1).then(|| index - 1);
                 (GroupId(group), GroupWrite { record, entries: vec![entry], cut, ..Default::default() })
             };
-            let first = if index <= 20 { 1 } else { 2 };
+            let first = if index <= quiet_entries { 1 } else { 2 };
             log.write(&(first..=2).map(write).collect::<Vec<_>>()).expect("writes");
         }
         let all = content(&log).expect("reads");
@@ -310,11 +316,13 @@ mod tests {
         log.purge().expect("purges");
         assert_eq!(content(&log).expect("reads"), all);
         drop(log);
-        let (number, moved) = files(folder.path(), MOVED).expect("lists").pop_last().expect("a file");
+        let mut moved_files = files(folder.path(), MOVED).expect("lists");
+        let (number, moved) = moved_files.pop_last().expect("a file");
         let good = fs::read(&moved).expect("reads");
         let (start, signature) = header(&good, number).expect("a header");
         let end = whole_bytes(&good, number);
-        assert!(start + whole(&good[start..], signature).expect("a record") < end, "several records");
+        let first_end = start + whole(&good[start..], signature).expect("a record");
+        assert_eq!((moved_files.len(), first_end < end), (closed_files, closed_files == 0));
         let mut found = 0;
         for round in 0..200 {
             let at = start + usize::try_from(splitmix64(&mut seed)).unwrap_or(0) % (end - start);
@@ -339,9 +347,31 @@ mod tests {
             }
         }
         assert!(found > 195, "{found} found");
+        // A file is synced when the next one is begun: what is damaged in one before the last was not torn.
+        let mut harmless = 0;
+        for (closed, path) in &moved_files {
+            let good = fs::read(path).expect("reads");
+            let (start, _) = header(&good, *closed).expect("a header");
+            for round in 0..60 {
+                let at = start + usize::try_from(splitmix64(&mut seed)).unwrap_or(0) % (good.len() - start);
+                let mut bad = good.clone();
+                if round % 6 == 0 {
+                    bad.truncate(at);
+                } else {
+                    bad[at] ^= 1 << (round % 8);
+                }
+                copy(folder.path(), work.path());
+                fs::write(work.path().join(path.file_name().expect("a name")), &bad).expect("writes");
+                if let Ok(said) = SharedLog::open(work.path(), bytes).and_then(|log| content(&log)) {
+                    assert_eq!(said, all, "byte {at} of {path:?}");
+                    harmless += 1;
+                }
+            }
+        }
+        assert!(harmless < 3, "{harmless} harmless");
         copy(folder.path(), work.path());
         let torn = work.path().join(moved.file_name().expect("a name"));
-        for bytes in [0, start, start + whole(&good[start..], signature).expect("a record"), end - 1] {
+        for bytes in [0, start, first_end.min(end - 1), end - 1] {
             fs::write(&torn, &good[..bytes]).expect("writes");
             SharedLog::open(work.path(), bytes as u64 + LOG_BYTES).map(drop).expect_err("it was longer");
         }
