@@ -32,42 +32,50 @@ fn a_batch_that_may_grow_stores_what_is_new_once() {
     assert_eq!(world.shard.state().events, 5);
 }
 
+/// A producer's batch of one event.
+fn numbered(producer: u64, number: u64, acked_below: u64, registered_at: u64) -> Vec<u8> {
+    let producer_id = format!("p{producer:05}");
+    let batch = BatchId { producer_id, number, acked_below, registered_at, ..Default::default() };
+    let range = Some(TokenRange::FULL.into());
+    let body = AppendEvents { range, batch: Some(batch), events: vec![event((0, 1, 0))], properties: vec![] };
+    Command { version: 1, hlc: 0, body: Some(Body::Append(body)) }.encode_to_vec()
+}
+
+/// Applies commands as one entry, and says of each whether its events were stored now; `None` if it was refused.
+fn stored(world: &mut World, commands: &[Vec<u8>]) -> Vec<Option<bool>> {
+    let entry: Vec<_> = commands.iter().map(Vec::as_slice).collect();
+    let index = world.shard.applied() + 1;
+    let outcomes = world.shard.apply(index, &entry).expect("applies");
+    let stored = outcomes.iter().map(|outcome| match &outcome.result {
+        Some(outcome::Result::Appended(appended)) => Some(!appended.duplicate),
+        _ => None,
+    });
+    stored.collect()
+}
+
+/// Fills the table with the producers from the `first` on, each registered one later than the one before.
+fn fill_table(world: &mut World, first: u64) {
+    for first in (first..PRODUCERS_MAX).step_by(512) {
+        let producers = first..(first + 512).min(PRODUCERS_MAX);
+        let entry: Vec<_> = producers.map(|producer| numbered(producer, 0, 0, 1 + producer)).collect();
+        assert!(stored(world, &entry).iter().all(|stored| *stored == Some(true)));
+    }
+}
+
 /// A full table lets go of the producers whose use lies furthest back, one for each new one, also when an entry brings
 /// several; whether an evicted one's batch was stored before is not known, and that is what it is told.
 #[test]
 fn a_full_table_evicts_in_the_order_of_use() {
     let folder = tempfile::tempdir().expect("folder");
     let mut world = World::new(folder.path(), Arc::new(MemoryEngine::default()), None);
-    let command = |producer: u64, registered_at: u64| {
-        let batch = BatchId { producer_id: format!("p{producer:05}"), registered_at, ..Default::default() };
-        let range = Some(TokenRange::FULL.into());
-        let body = AppendEvents { range, batch: Some(batch), events: vec![event((0, 1, 0))], properties: vec![] };
-        Command { version: 1, hlc: 0, body: Some(Body::Append(body)) }.encode_to_vec()
-    };
-    let mut index = 0;
-    let mut apply = |commands: Vec<Vec<u8>>| {
-        index += 1;
-        let commands: Vec<_> = commands.iter().map(Vec::as_slice).collect();
-        world.shard.apply(index, &commands).expect("applies")
-    };
-    let stored = |outcome: &Outcome| match &outcome.result {
-        Some(outcome::Result::Appended(appended)) => Some(!appended.duplicate),
-        _ => None,
-    };
-    let mut next = 0;
-    while next < PRODUCERS_MAX {
-        let end = (next + 512).min(PRODUCERS_MAX);
-        let outcomes = apply((next..end).map(|producer| command(producer, 1 + producer)).collect());
-        assert!(outcomes.iter().all(|outcome| stored(outcome) == Some(true)));
-        next = end;
-    }
-    assert_eq!(stored(&apply(vec![command(0, 1)])[0]), Some(false), "known while the table has room");
-    let new = apply((0..3).map(|more| command(PRODUCERS_MAX + more, u64::MAX)).collect());
-    assert!(new.iter().all(|outcome| stored(outcome) == Some(true)));
+    fill_table(&mut world, 0);
+    assert_eq!(stored(&mut world, &[numbered(0, 0, 0, 1)]), [Some(false)], "known while the table has room");
+    let new: Vec<_> = (0..3).map(|more| numbered(PRODUCERS_MAX + more, 0, 0, u64::MAX)).collect();
+    assert_eq!(stored(&mut world, &new), [Some(true); 3]);
     for evicted in 0..3 {
-        assert_eq!(stored(&apply(vec![command(evicted, 1 + evicted)])[0]), None, "p{evicted} is expired");
+        assert_eq!(stored(&mut world, &[numbered(evicted, 0, 0, 1 + evicted)]), [None], "p{evicted} is expired");
     }
-    assert_eq!(stored(&apply(vec![command(3, 4)])[0]), Some(false), "p3 is known");
+    assert_eq!(stored(&mut world, &[numbered(3, 0, 0, 4)]), [Some(false)], "p3 is known");
 }
 
 /// A producer whose answers went and who was evicted in one entry comes back in it: what it had is not found again.
@@ -75,42 +83,23 @@ fn a_full_table_evicts_in_the_order_of_use() {
 fn an_evicted_producer_finds_nothing_that_it_had() {
     let folder = tempfile::tempdir().expect("folder");
     let mut world = World::new(folder.path(), Arc::new(MemoryEngine::default()), None);
-    let command = |producer: u64, number: u64, acked_below: u64, registered_at: u64| {
-        let producer_id = format!("p{producer:05}");
-        let batch = BatchId { producer_id, number, acked_below, registered_at, ..Default::default() };
-        let range = Some(TokenRange::FULL.into());
-        let body = AppendEvents { range, batch: Some(batch), events: vec![event((0, 1, 0))], properties: vec![] };
-        Command { version: 1, hlc: 0, body: Some(Body::Append(body)) }.encode_to_vec()
-    };
-    let mut stored = |commands: &[Vec<u8>]| -> Vec<bool> {
-        let entry: Vec<_> = commands.iter().map(Vec::as_slice).collect();
-        let index = world.shard.applied() + 1;
-        let outcomes = world.shard.apply(index, &entry).expect("applies");
-        let stored = outcomes.iter().map(|outcome| match &outcome.result {
-            Some(outcome::Result::Appended(appended)) => !appended.duplicate,
-            other => panic!("{other:?}"),
-        });
-        stored.collect()
-    };
     for number in 0..5 {
-        assert_eq!(stored(&[command(0, number, 0, 1)]), [true], "{number}");
+        assert_eq!(stored(&mut world, &[numbered(0, number, 0, 1)]), [Some(true)], "{number}");
     }
-    for first in (1..PRODUCERS_MAX).step_by(512) {
-        let entry: Vec<_> = (first..(first + 512).min(PRODUCERS_MAX)).map(|one| command(one, 0, 0, 2)).collect();
-        assert!(stored(&entry).iter().all(|stored| *stored));
-    }
-    assert_eq!(stored(&[command(0, 3, 0, 1)]), [false], "it is known");
+    fill_table(&mut world, 1);
+    assert_eq!(stored(&mut world, &[numbered(0, 3, 0, 1)]), [Some(false)], "it is known");
     let later = u64::MAX;
     let entry = [
-        command(0, 5, 5, 1),
-        command(PRODUCERS_MAX, 0, 0, later),
-        command(0, 1, 0, later),
-        command(0, 4, 0, later),
-        command(0, 3, 0, later),
-        command(0, 2, 0, later),
+        numbered(0, 5, 5, 1),
+        numbered(PRODUCERS_MAX, 0, 0, later),
+        numbered(0, 1, 0, later),
+        numbered(0, 4, 0, later),
+        numbered(0, 3, 0, later),
+        numbered(0, 2, 0, later),
     ];
-    assert_eq!(stored(&entry), [true; 6]);
-    assert_eq!(stored(&[command(0, 3, 0, later), command(0, 2, 0, later)]), [false; 2]);
+    assert_eq!(stored(&mut world, &entry), [Some(true); 6]);
+    let again = [numbered(0, 3, 0, later), numbered(0, 2, 0, later)];
+    assert_eq!(stored(&mut world, &again), [Some(false); 2]);
 }
 
 /// A change of a player that leaves a value of a mebibyte, under a producer's number.

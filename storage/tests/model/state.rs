@@ -585,8 +585,8 @@ fn a_row_of_ten_cells_is_read_in_one_seek() {
     let mut context = PerfContext::default();
     context.reset();
     let cells = view.cells("p25", &Selection::Row.into()).expect("reads");
-    let counted = |metric| context.metric(metric);
-    let (seeks, gets) = (counted(PerfMetric::SeekOnMemtableCount), counted(PerfMetric::GetFromMemtableCount));
+    let [seeks, gets] =
+        [PerfMetric::SeekOnMemtableCount, PerfMetric::GetFromMemtableCount].map(|metric| context.metric(metric));
     set_perf_stats(PerfStatsLevel::Disable);
     assert_eq!((cells.len(), seeks, gets), (10, 1, 0), "{}", context.report(true));
 }
